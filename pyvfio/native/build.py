@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Builds ``pyvfio.native._native`` (cffi, API mode); named in setup.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+SOURCE = Path(__file__).with_name("mmio.c")
+
+ffibuilder = FFI()
+ffibuilder.cdef(
+    """
+    uint8_t pyvfio_read8(uintptr_t address);
+    uint16_t pyvfio_read16(uintptr_t address);
+    uint32_t pyvfio_read32(uintptr_t address);
+    uint64_t pyvfio_read64(uintptr_t address);
+    int pyvfio_write8(uintptr_t address, uint8_t value);
+    int pyvfio_write16(uintptr_t address, uint16_t value);
+    int pyvfio_write32(uintptr_t address, uint32_t value);
+    int pyvfio_write64(uintptr_t address, uint64_t value);
+    int pyvfio_faulted(void);
+    int pyvfio_copy(uintptr_t to, uintptr_t from, size_t size);
+    int pyvfio_guard(void);
+    void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable);
+    int pyvfio_unmap(void *address, size_t size);
+    """
+)
+ffibuilder.set_source(
+    "pyvfio.native._native",
+    SOURCE.read_text(encoding="utf-8"),
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

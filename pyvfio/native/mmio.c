@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * Access to mapped device memory: each function touches memory exactly once, with the width in its
+ * name.  An access whose page cannot be had (SIGBUS: the device decodes no memory, it is gone, or
+ * the peer truncated the file behind the mapping) is given up instead of ending the process.
+ *
+ * A read that faults returns all ones, as a failed PCI read does, and leaves a mark that
+ * pyvfio_faulted() takes; so the usual read pays nothing for it.  A write or copy returns -1.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static __thread sigjmp_buf guard;
+static __thread volatile sig_atomic_t guarded;
+static __thread volatile sig_atomic_t faulted;
+static struct sigaction previous;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+    if (guarded) {
+        guarded = 0;
+        siglongjmp(guard, 1);
+    }
+    if (previous.sa_flags & SA_SIGINFO) {
+        previous.sa_sigaction(number, info, context);
+    } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+        previous.sa_handler(number);
+    } else {
+        /* Not ours and nobody's: the access is repeated and ends the process as usual. */
+        signal(number, SIG_DFL);
+    }
+}
+
+/* Called once, at import.  SA_NODEFER, since siglongjmp leaves the handler without a return. */
+static int pyvfio_guard(void)
+{
+    struct sigaction action;
+
+    memset(&action, 0, sizeof(action));
+    action.sa_sigaction = on_sigbus;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGBUS, &action, &previous) ? -errno : 0;
+}
+
+/* False when the access is set up; control comes back here with true after a fault. */
+#define ACCESS_FAULTS() (sigsetjmp(guard, 0) != 0)
+#define GUARD_ON() do { guarded = 1; __asm__ volatile("" ::: "memory"); } while (0)
+#define GUARD_OFF() do { __asm__ volatile("" ::: "memory"); guarded = 0; } while (0)
+
+#define ACCESSORS(bits)                                                                   \
+    static uint##bits##_t pyvfio_read##bits(uintptr_t address)                            \
+    {                                                                                     \
+        uint##bits##_t value;                                                             \
+                                                                                          \
+        if (ACCESS_FAULTS()) {                                                            \
+            faulted = 1;                                                                  \
+            return (uint##bits##_t)-1;                                                    \
+        }                                                                                 \
+        GUARD_ON();                                                                       \
+        value = *(volatile uint##bits##_t *)address;                                      \
+        GUARD_OFF();                                                                      \
+        return value;                                                                     \
+    }                                                                                     \
+                                                                                          \
+    static int pyvfio_write##bits(uintptr_t address, uint##bits##_t value)                \
+    {                                                                                     \
+        if (ACCESS_FAULTS())                                                              \
+            return -1;                                                                    \
+        GUARD_ON();                                                                       \
+        *(volatile uint##bits##_t *)address = value;                                      \
+        GUARD_OFF();                                                                      \
+        return 0;                                                                         \
+    }
+
+ACCESSORS(8)
+ACCESSORS(16)
+ACCESSORS(32)
+ACCESSORS(64)
+
+/* Whether the last read of this thread that returned all ones had faulted; asked once. */
+static int pyvfio_faulted(void)
+{
+    int answer = faulted;
+
+    faulted = 0;
+    return answer;
+}
+
+static int pyvfio_copy(uintptr_t to, uintptr_t from, size_t size)
+{
+    if (ACCESS_FAULTS())
+        return -1;
+    GUARD_ON();
+    memcpy((void *)to, (const void *)from, size);
+    GUARD_OFF();
+    return 0;
+}
+
+static void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable)
+{
+    int protection = (readable ? PROT_READ : 0) | (writable ? PROT_WRITE : 0);
+    void *address = mmap(NULL, size, protection, MAP_SHARED, fd, (off_t)offset);
+
+    return address == MAP_FAILED ? NULL : address;
+}
+
+static int pyvfio_unmap(void *address, size_t size)
+{
+    return munmap(address, size) ? -errno : 0;
+}
