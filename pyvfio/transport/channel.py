@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One vfio-user socket in use: callers that wait for replies, and a thread that serves the peer.
+
+The thread of a channel reads everything, finishes what the socket did not take at once, completes
+the callers' requests and hands the peer's requests to ``on_request``.  It never waits for a reply,
+so the peer is served while a request of ours is outstanding and while the program does something
+else altogether.  Senders write directly while nothing is queued, so order is kept.
+
+Time-outs leave the stream in step: the late reply is drained.  Loss of the peer completes every
+waiting caller at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from pyvfio.errors import (
+    ConnectionLost,
+    DeviceClosed,
+    LocalProtocolError,
+    RemoteError,
+    RemoteProtocolError,
+    VFIOError,
+    VFIOTimeout,
+)
+from pyvfio.transport.sockets import close_fds, receive, send
+from pyvfio.uapi.layout import Buffer
+from pyvfio.wire.commands import Role
+from pyvfio.wire.connection import (
+    Connection,
+    ErrorReceived,
+    Event,
+    ReplyDropped,
+    ReplyInvalid,
+    ReplyReceived,
+    RequestInvalid,
+    RequestReceived,
+)
+from pyvfio.wire.header import Command, command_name
+from pyvfio.wire.messages import Message, Request, payload_size
+
+log = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 64
+"""Requests that may wait for a reply at one time; more can block both ends of a socket."""
+
+MAX_QUEUED = 64 << 20
+"""Bytes queued for a peer that does not read, after which nothing more is taken from it."""
+
+LINGER = 1.0
+"""Seconds that close() gives the peer to take what is queued."""
+
+PeerRequest: TypeAlias = RequestReceived | RequestInvalid
+
+
+class Reply(NamedTuple):
+    """A reply's payload and the descriptors that came with it, which are the caller's."""
+
+    message: Any
+    fds: tuple[int, ...]
+
+
+class _Outgoing:
+    """Bytes that the socket has not taken yet; owns duplicates of its descriptors."""
+
+    def __init__(self, data: bytes, fds: Sequence[int]) -> None:
+        self.data = memoryview(data)
+        self.fds = [os.dup(fd) for fd in fds]
+
+    def drop_fds(self) -> None:
+        close_fds(self.fds)
+        self.fds = []
+
+
+class Call:
+    """A request that has been sent, or is about to be."""
+
+    def __init__(self, channel: Channel, command: Command) -> None:
+        self._channel = channel
+        self.command = command
+        self.number = -1
+        self._outcome: Reply | VFIOError | None = None
+        # A bare lock is the cheapest thing to wait on: taken here, released by completion.
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def complete(self, outcome: Reply | VFIOError) -> None:
+        """Called once, by the channel."""
+        self._outcome = outcome
+        self._done.release()
+
+    def join(self) -> None:
+        """Wait for a completion that is sure to come."""
+        self._done.acquire()
+
+    def result(self, timeout: float | None = None) -> Reply:
+        """Wait for the reply.
+
+        :param timeout: seconds; the channel's own time-out by default.
+        :raises RemoteError: the peer refused.
+        :raises RemoteProtocolError: the reply does not answer the request.
+        :raises ConnectionLost: the peer is gone.
+        :raises VFIOTimeout: no reply came; it will be drained if it still comes.
+        """
+        seconds = self._channel.timeout if timeout is None else timeout
+        if not self._done.acquire(timeout=seconds):
+            self._channel.give_up(self, seconds)
+        outcome = self._outcome
+        if isinstance(outcome, VFIOError):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+
+class Channel:
+    """A connected socket that speaks vfio-user.
+
+    :param sock: the socket; the channel owns it from now on.
+    :param role: which end this is.
+    :param name: what errors call the peer, such as a URI.
+    :param max_data: largest count of data bytes taken in a request.
+    :param timeout: seconds that a request waits for its reply.
+    :param on_request: called in the channel's thread with the channel and each request of the
+        peer; it must not wait, owns ``request.fds``, and answers with :meth:`reply` or
+        :meth:`refuse`, then or later.
+    :param on_lost: called once when the peer is gone, in whichever thread noticed; not on close().
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        role: Role,
+        *,
+        name: str,
+        max_data: int,
+        timeout: float,
+        on_request: Callable[[Channel, PeerRequest], None],
+        on_lost: Callable[[VFIOError], None],
+    ) -> None:
+        self.name = name
+        self.timeout = timeout
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._connection = Connection(role, max_data)
+        self._on_request = on_request
+        self._on_lost = on_lost
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._queue: deque[_Outgoing] = deque()
+        self._queued = 0
+        self._slots = threading.BoundedSemaphore(MAX_IN_FLIGHT)
+        self._lost: VFIOError | None = None
+        self._closing = False
+        self._paused = False
+        self._wake_fd = -1
+        self._thread = threading.Thread(target=self._run, name=f"vfio-user {name}", daemon=True)
+        try:
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._thread.start()
+        except BaseException:
+            self._drop_descriptors()
+            raise
+
+    # Requests of ours
+
+    def call(
+        self,
+        command: Command,
+        message: Request,
+        fds: Sequence[int] = (),
+        timeout: float | None = None,
+    ) -> Reply:
+        """Send a command and wait for its reply; raises as :meth:`Call.result` does."""
+        return self.submit(command, message, fds).result(timeout)
+
+    def submit(self, command: Command, message: Request, fds: Sequence[int] = ()) -> Call:
+        """Send a command without waiting; its :class:`Call` waits.
+
+        ``fds`` stay the caller's, who may close them when this returns.
+        """
+        self._refuse_own_thread(command)
+        if not self._slots.acquire(timeout=self.timeout):
+            raise self._timeout(command, self.timeout, f"{MAX_IN_FLIGHT} requests are unanswered")
+        call = Call(self, command)
+        try:
+            with self._lock:
+                self._check_usable(command)
+                call.number, buffers = self._encode(command, message, call)
+                failure = self._send(buffers, fds)
+        except BaseException:
+            self._slots.release()
+            raise
+        if failure is not None:
+            self._lose(ConnectionLost, str(failure))
+        return call
+
+    def post(self, command: Command, message: Request) -> None:
+        """Send a command that is not answered, not even with an error.
+
+        :raises VFIOTimeout: the peer does not read and too much is queued for it already.
+        """
+        self._refuse_own_thread(command)
+        with self._lock:
+            self._wait_for_room(command, self.timeout)
+            _, buffers = self._encode(command, message, None, no_reply=True)
+            failure = self._send(buffers, ())
+        if failure is not None:
+            self._lose(ConnectionLost, str(failure))
+            raise self._lost_error(command)
+
+    def give_up(self, call: Call, seconds: float) -> None:
+        """Stop waiting for ``call`` unless it completed just now; raises :class:`VFIOTimeout`."""
+        with self._lock:
+            abandoned = self._connection.abandon(call.number)
+        if not abandoned:
+            call.join()
+            return
+        self._slots.release()
+        raise self._timeout(call.command, seconds, "no reply")
+
+    # Answers to the peer
+
+    def reply(self, request: RequestReceived, message: Message, fds: Sequence[int] = ()) -> None:
+        """Answer a request, unless it wants no answer.
+
+        :raises ConnectionLost: the peer is gone; not in the channel's own thread.
+        """
+        if not request.no_reply:
+            self._answer(request.command, lambda: self._connection.reply(request, message), fds)
+
+    def refuse(self, request: PeerRequest, number: int) -> None:
+        """Answer a request with errno ``number``, where an answer is wanted."""
+        if not request.no_reply:
+            self._answer(request.command, lambda: self._connection.error(request, number), ())
+
+    def _answer(self, command: int, encode: Callable[[], list[Buffer]], fds: Sequence[int]) -> None:
+        with self._lock:
+            if threading.current_thread() is not self._thread:
+                self._wait_for_room(command, None)
+            elif self._lost is not None or self._closing:
+                return
+            failure = self._send(encode(), fds)
+        if failure is not None:
+            self._lose(ConnectionLost, str(failure))
+
+    # Life
+
+    @property
+    def lost(self) -> bool:
+        """Whether the peer is gone."""
+        return self._lost is not None
+
+    def waiting(self) -> bool:
+        """Whether a request of ours waits for its reply."""
+        with self._lock:
+            return self._connection.has_pending()
+
+    def pause_reading(self, paused: bool) -> None:
+        """Take nothing more from the socket for now; replies to our requests wait as well."""
+        if paused != self._paused:
+            self._paused = paused
+            self._wake()
+
+    def close(self) -> None:
+        """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
+        with self._lock:
+            if self._closing:
+                return
+            self._room.wait_for(lambda: not self._queue or self._lost is not None, LINGER)
+            self._closing = True
+            self._room.notify_all()
+            self._wake()
+        self._thread.join()
+        self._finish_all(DeviceClosed, "closed")
+        self._drop_descriptors()
+
+    def _drop_descriptors(self) -> None:
+        for outgoing in self._queue:
+            outgoing.drop_fds()
+        self._queue.clear()
+        close_fds(self._connection.take_fds())
+        self._sock.close()
+        if self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+    # Sending, with the lock held
+
+    def _encode(
+        self, command: Command, message: Request, call: Call | None, no_reply: bool = False
+    ) -> tuple[int, list[Buffer]]:
+        try:
+            return self._connection.request(command, message, call, no_reply=no_reply)
+        except struct.error as error:
+            raise LocalProtocolError(
+                f"a value does not fit into the message: {error}", op=command.name, uri=self.name
+            ) from error
+
+    def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> OSError | None:
+        """Send or queue; the error of a socket that has failed is returned, not raised."""
+        sent = 0
+        if not self._queue:
+            try:
+                sent = send(self._sock, buffers, fds)
+            except OSError as error:
+                return error
+        rest = payload_size(buffers) - sent
+        if rest:
+            # A copy: the caller may change its buffers and close its descriptors from here on.
+            self._queue.append(_Outgoing(b"".join(buffers)[sent:], () if sent else fds))
+            self._queued += rest
+            self._wake()
+        return None
+
+    def _wait_for_room(self, command: int, timeout: float | None) -> None:
+        self._check_usable(command)
+        if not self._room.wait_for(self._has_room, timeout):
+            raise self._timeout(command, timeout, "the peer does not read")
+        self._check_usable(command)
+
+    def _has_room(self) -> bool:
+        return self._queued < MAX_QUEUED or self._lost is not None or self._closing
+
+    def _check_usable(self, command: int) -> None:
+        if self._closing:
+            raise DeviceClosed("closed", op=command_name(command), uri=self.name)
+        if self._lost is not None:
+            raise self._lost_error(command)
+
+    def _refuse_own_thread(self, command: Command) -> None:
+        if threading.current_thread() is self._thread:
+            raise LocalProtocolError(
+                "a request from the thread that serves the peer would never be answered",
+                op=command.name,
+                uri=self.name,
+            )
+
+    # The channel's own thread
+
+    def _run(self) -> None:
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
+        try:
+            while not self._closing and self._lost is None:
+                poller.register(self._sock, self._interest())
+                for fd, events in poller.poll():
+                    if fd == self._wake_fd:
+                        os.eventfd_read(self._wake_fd)
+                        continue
+                    if events & select.POLLOUT:
+                        self._flush()
+                    if events & ~select.POLLOUT:
+                        self._read()
+        except OSError as error:
+            self._lose(ConnectionLost, str(error))
+        except RemoteProtocolError as error:
+            self._lose(RemoteProtocolError, error.reason, error.hint)
+        except Exception:
+            log.exception("%s: cannot go on", self.name)
+            self._lose(ConnectionLost, "an internal error, see the log")
+
+    def _interest(self) -> int:
+        with self._lock:
+            reading = self._queued < MAX_QUEUED and not self._paused
+            return (select.POLLIN if reading else 0) | (select.POLLOUT if self._queue else 0)
+
+    def _read(self) -> None:
+        # The body usually follows its header at once: try it before polling again.
+        for _ in ("header", "body"):
+            got = receive(self._sock, self._connection.receive_buffer())
+            if got is None:
+                return
+            count, fds = got
+            if not count:
+                raise ConnectionResetError("the peer closed the connection")
+            with self._lock:
+                event = self._connection.received(count, fds)
+            if event is not None:
+                self._dispatch(event)
+            if not self._connection.in_body():
+                return
+
+    def _dispatch(self, event: Event) -> None:
+        if isinstance(event, RequestReceived | RequestInvalid):
+            self._on_request(self, event)
+        elif isinstance(event, ReplyReceived):
+            self._complete(event.token, Reply(event.message, event.fds))
+        elif isinstance(event, ErrorReceived):
+            close_fds(event.fds)
+            error = RemoteError(
+                os.strerror(event.errno),
+                op=event.token.command.name,
+                uri=self.name,
+                errno=event.errno,
+            )
+            self._complete(event.token, error)
+        elif isinstance(event, ReplyInvalid):
+            close_fds(event.fds)
+            self._complete(event.token, RemoteProtocolError(event.reason, uri=self.name))
+        elif isinstance(event, ReplyDropped):
+            close_fds(event.fds)
+            log.info("%s: reply %d came too late", self.name, event.id)
+
+    def _flush(self) -> None:
+        with self._lock:
+            while self._queue:
+                outgoing = self._queue[0]
+                sent = send(self._sock, [outgoing.data], outgoing.fds)
+                if not sent:
+                    return
+                outgoing.drop_fds()
+                outgoing.data = outgoing.data[sent:]
+                self._queued -= sent
+                if not outgoing.data:
+                    self._queue.popleft()
+            self._room.notify_all()
+
+    def _wake(self) -> None:
+        if self._wake_fd >= 0:
+            os.eventfd_write(self._wake_fd, 1)
+
+    # Completion and loss
+
+    def _complete(self, call: Call, outcome: Reply | VFIOError) -> None:
+        call.complete(outcome)
+        self._slots.release()
+
+    def _lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
+        with self._lock:
+            if self._lost is not None or self._closing:
+                return
+            self._lost = kind(reason, uri=self.name, hint=hint)
+            self._room.notify_all()
+            self._wake()
+        self._finish_all(kind, reason, hint)
+        self._on_lost(self._lost)
+
+    def _finish_all(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
+        with self._lock:
+            calls: list[Call] = self._connection.take_pending()
+        for call in calls:
+            self._complete(call, kind(reason, op=call.command.name, uri=self.name, hint=hint))
+
+    def _lost_error(self, command: int) -> ConnectionLost:
+        reason = self._lost.reason if self._lost is not None else "the connection is lost"
+        return ConnectionLost(reason, op=command_name(command), uri=self.name)
+
+    def _timeout(self, command: int, seconds: float | None, reason: str) -> VFIOTimeout:
+        return VFIOTimeout(f"{reason} within {seconds} s", op=command_name(command), uri=self.name)
