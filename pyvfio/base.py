@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``VFIOBase``: a device opened through VFIO, whichever way it is reached.
+
+A backend subclasses it, sets up its transport, provides the two vectors of
+:mod:`pyvfio.vectors`, and overrides nothing that users call.  The class is the counterpart of
+QEMU's "VFIO base abstract class".
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self, TypeVar
+
+from pyvfio.container import Container
+from pyvfio.errors import (
+    ConnectionLost,
+    DeviceClosed,
+    IRQError,
+    OperationError,
+    RegionError,
+    RemoteProtocolError,
+    ResetError,
+    UnsupportedError,
+    VFIOError,
+    operation_error,
+)
+from pyvfio.irq import IRQSet
+from pyvfio.region import Region
+from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
+from pyvfio.vectors import (
+    MAX_IRQS,
+    MAX_REGIONS,
+    MAX_VECTORS,
+    ContainerIO,
+    DeviceInfo,
+    DeviceIO,
+    IRQInfo,
+    RegionInfo,
+)
+
+_RegionKind = TypeVar("_RegionKind", bound=Region)
+_Answer = TypeVar("_Answer")
+
+
+class VFIOBase(ABC):
+    """A device opened through VFIO, whichever way it is reached.
+
+    A subclass sets up its transport in ``__init__``, pushes what undoes each step onto
+    :attr:`_undo` (it runs in reverse at close, and where opening fails half way), and ends with
+    :meth:`_attach`.
+
+    :param uri: what the user opened; errors name it.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._undo = ExitStack()
+        self._closed = False
+        self._loss: VFIOError | None = None
+        self._lock = threading.RLock()
+        self._regions: dict[int, Region] = {}
+        self._irq_sets: set[IRQSet] = set()
+        self._dma: Container | None = None
+
+    @property
+    @abstractmethod
+    def device_io(self) -> DeviceIO:
+        """The operations vector of the device."""
+
+    @property
+    @abstractmethod
+    def container_io(self) -> ContainerIO:
+        """The operations vector of its IO address space."""
+
+    def _attach(self) -> None:
+        """Ask the device what it is; last step of opening."""
+        self._info = self._ask("get device info", OperationError, self.device_io.get_info)
+        if self._info.num_regions > MAX_REGIONS or self._info.num_irqs > MAX_IRQS:
+            raise RemoteProtocolError(
+                f"the device announces {self._info.num_regions} regions"
+                f" and {self._info.num_irqs} interrupt indexes",
+                uri=self.uri,
+            )
+        self._undo.callback(self._close_children)
+
+    # What the device is
+
+    @property
+    def info(self) -> DeviceInfo:
+        """Flags and numbers, asked once."""
+        return self._info
+
+    def region(self, index: int, kind: type[_RegionKind] | None = None) -> Region:
+        """Region ``index``; its info is asked once and kept.
+
+        :param kind: the class to make of it at first use.
+        :raises RegionError: the device has no such region, or refuses to tell.
+        """
+        with self._lock:
+            self.check_open(f"region {index}")
+            found = self._regions.get(index)
+            if found is None:
+                info = self._region_info(index)
+                found = (kind or Region)(self.device_io, info, self.uri)
+                self._regions[index] = found
+            return found
+
+    def _region_info(self, index: int) -> RegionInfo:
+        op = f"get info of region {index}"
+        if not 0 <= index < self._info.num_regions:
+            raise RegionError(
+                f"the device has {self._info.num_regions} regions",
+                op=op,
+                uri=self.uri,
+                errno=errno.EINVAL,
+            )
+        return self._ask(op, RegionError, lambda: self.device_io.get_region_info(index))
+
+    def irq_info(self, index: int) -> IRQInfo:
+        """Interrupt index ``index``; count 0 where the device does not implement it."""
+        op = f"get info of irq {index}"
+        self.check_open(op)
+        if not 0 <= index < self._info.num_irqs:
+            return IRQInfo(index, IRQFlags(0), 0)
+        found = self._ask(op, IRQError, lambda: self.device_io.get_irq_info(index))
+        if found.count > MAX_VECTORS:
+            raise RemoteProtocolError(f"{found.count} vectors", op=op, uri=self.uri)
+        return found
+
+    @property
+    def dma(self) -> Container:
+        """The device's IO address space."""
+        with self._lock:
+            if self._dma is None:
+                self._dma = Container(self.container_io, self.uri)
+            return self._dma
+
+    # Interrupts
+
+    def enable_irqs(self, index: int, count: int) -> IRQSet:
+        """Have vectors 0 to ``count`` - 1 of an interrupt index signal eventfds.
+
+        :raises IRQError: the device has fewer, or refuses.
+        """
+        op = f"enable {count} vectors of irq {index}"
+        available = self.irq_info(index)
+        if not 1 <= count <= available.count:
+            raise IRQError(f"the device has {available.count} vectors", op=op, uri=self.uri)
+        with self._lock:
+            irqs = IRQSet(self, available, count)
+            try:
+                self.set_irqs(index, IRQSetFlags.TRIGGER, 0, count, eventfds=irqs.filenos())
+            except BaseException:
+                irqs.release()
+                raise
+            self._irq_sets.add(irqs)
+            return irqs
+
+    def set_irqs(
+        self,
+        index: int,
+        action: IRQSetFlags,
+        start: int,
+        count: int,
+        *,
+        eventfds: Sequence[int] | None = None,
+        bools: Sequence[bool] | None = None,
+    ) -> None:
+        """``VFIO_DEVICE_SET_IRQS``, see :meth:`DeviceIO.set_irqs`; raises :class:`IRQError`."""
+        op = f"{action.name} irq {index} vectors {start} to {start + count - 1}".lower()
+        self.check_open(op)
+
+        def set_irqs() -> None:
+            self.device_io.set_irqs(index, action, start, count, eventfds=eventfds, bools=bools)
+
+        self._ask(op, IRQError, set_irqs)
+
+    def forget_irqs(self, irqs: IRQSet) -> None:
+        """An :class:`IRQSet` was closed; called by it."""
+        with self._lock:
+            self._irq_sets.discard(irqs)
+
+    # Reset and life
+
+    def reset(self) -> None:
+        """Reset the device; its interrupts and DMA maps stay set up.
+
+        :raises UnsupportedError: the device cannot be reset.
+        :raises ResetError: it refused.
+        """
+        self.check_open("reset")
+        if not self._info.flags & DeviceFlags.RESET:
+            raise UnsupportedError("the device has no reset", op="reset", uri=self.uri)
+        self._ask("reset", ResetError, self.device_io.reset)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the device is gone for good."""
+        return self._loss is not None
+
+    def check_present(self, op: str) -> None:
+        """Raise :class:`ConnectionLost` or :class:`DeviceClosed` where the device is no more."""
+        if self._loss is not None:
+            raise ConnectionLost(self._loss.reason, op=op, uri=self.uri)
+        self.check_open(op)
+
+    def _mark_lost(self, error: VFIOError) -> None:
+        """The device is gone: wake everybody who waits for it.  Called by the backend."""
+        self._loss = error
+        for irqs in list(self._irq_sets):
+            irqs.wake()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Disable interrupts, unmap DMA memory and BARs, let go of the device.  May be repeated."""
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                self._undo.close()
+            finally:
+                self._closed = True
+                if self._dma is not None:
+                    self._dma.close()
+
+    def _close_children(self) -> None:
+        # Nothing is said to the device: losing its descriptors disables its interrupts and unmaps
+        # its memory, on both backends, and that works with a device that does not answer as well.
+        for irqs in list(self._irq_sets):
+            irqs.release()
+        for region in self._regions.values():
+            region.close()
+
+    def _ask(
+        self, op: str, failure: type[OperationError], question: Callable[[], _Answer]
+    ) -> _Answer:
+        try:
+            return question()
+        except OSError as error:
+            raise operation_error(error, failure, op=op, uri=self.uri) from error
+
+    def check_open(self, op: str) -> None:
+        """Raise :class:`DeviceClosed` after :meth:`close`."""
+        if self._closed:
+            raise DeviceClosed("the device is closed", op=op, uri=self.uri)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory that a program shares with a device: shared memory with a descriptor, and numpy views.
+
+The kernel wants the virtual address of DMA memory, a vfio-user server the descriptor behind it;
+:class:`SharedMemory` has both.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import weakref
+from enum import Enum
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import posix_ipc
+
+from pyvfio.errors import BufferInUse, DeviceClosed, VFIOError
+from pyvfio.native.mmio import MappedMemory
+
+if TYPE_CHECKING:
+    from pyvfio.container import Container
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+ByteArray: TypeAlias = npt.NDArray[np.uint8]
+
+
+class MemoryKind(Enum):
+    """Where shared memory comes from.
+
+    ``POSIX`` is a posix_ipc segment in /dev/shm, unlinked as soon as it exists.  ``MEMFD`` has no
+    name at all and is sealed, so that a peer it is passed to cannot shrink it under our feet.
+    """
+
+    POSIX = "posix"
+    MEMFD = "memfd"
+
+
+class View:
+    """The numpy view of one mapping, and whether somebody still holds it.
+
+    :param memory: what is viewed.
+    :param name: what errors call it.
+    """
+
+    def __init__(self, memory: MappedMemory, name: str) -> None:
+        self._memory: MappedMemory | None = memory
+        self._name = name
+        self._array: weakref.ref[ByteArray] | None = None
+
+    @property
+    def memory(self) -> MappedMemory:
+        """The mapping; raises :class:`DeviceClosed` after :meth:`release`."""
+        if self._memory is None:
+            raise DeviceClosed("closed", op=self._name)
+        return self._memory
+
+    @property
+    def array(self) -> ByteArray:
+        """All of the mapping as bytes, shape (size,); the memory lives as long as the array."""
+        array = self._array() if self._array is not None else None
+        if array is None:
+            array = np.asarray(self.memory)
+            self._array = weakref.ref(array)
+        return array
+
+    @property
+    def in_use(self) -> bool:
+        """Whether an array that was handed out, or a view of it, is alive."""
+        return self._array is not None and self._array() is not None
+
+    def check_unused(self) -> None:
+        """Raise :class:`BufferInUse` where a view is alive."""
+        if self.in_use:
+            raise BufferInUse(
+                "a numpy view of the memory is still alive",
+                op=self._name,
+                hint="delete the arrays that were made of it first",
+            )
+
+    def release(self) -> None:
+        """Let go of the mapping; it goes away with the last view."""
+        self._memory = None
+
+
+class SharedMemory:
+    """Memory with a file descriptor, so that it can be handed to another process.
+
+    :param size: bytes; rounded up to whole pages.
+    :param kind: where it comes from.
+    :param huge_page_size: bytes of the huge pages to use (2 MiB, 1 GiB); memfd only.
+    :raises VFIOError: the system has no such memory left.
+
+    Nothing of it has a name once the constructor is through, so nothing is left behind however the
+    process ends.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        kind: MemoryKind = MemoryKind.POSIX,
+        huge_page_size: int | None = None,
+    ) -> None:
+        if size <= 0:
+            raise ValueError(f"{size} bytes of shared memory")
+        if huge_page_size is not None and kind is not MemoryKind.MEMFD:
+            raise ValueError("huge pages need MemoryKind.MEMFD")
+        page = huge_page_size or PAGE_SIZE
+        self.size = -(-size // page) * page
+        self.kind = kind
+        try:
+            self.fd = _create(self.size, kind, huge_page_size)
+            try:
+                mapped = MappedMemory(self.fd, 0, self.size)
+            except OSError:
+                os.close(self.fd)
+                raise
+        except OSError as error:
+            hint = "are huge pages reserved? (vm.nr_hugepages)" if huge_page_size else ""
+            raise VFIOError(
+                os.strerror(error.errno or errno.EIO),
+                op=f"allocate {self.size} bytes of shared memory",
+                errno=error.errno,
+                hint=hint,
+            ) from error
+        self._view = View(mapped, "shared memory")
+
+    @property
+    def address(self) -> int:
+        """Virtual address of the first byte."""
+        return self._view.memory.address
+
+    @property
+    def array(self) -> ByteArray:
+        """The memory as bytes, shape (size,)."""
+        return self._view.array
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a numpy view of the memory is alive."""
+        return self._view.in_use
+
+    def check_unused(self) -> None:
+        """Raise :class:`BufferInUse` where a numpy view is alive."""
+        self._view.check_unused()
+
+    def close(self) -> None:
+        """Release the memory.  May be repeated.
+
+        :raises BufferInUse: a numpy view of it is alive; nothing was released.
+        """
+        self.check_unused()
+        self.release()
+
+    def release(self) -> None:
+        """Close the descriptor now; the memory itself goes away with its last numpy view."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self._view.release()
+
+    def __enter__(self) -> SharedMemory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _create(size: int, kind: MemoryKind, huge_page_size: int | None) -> int:
+    if kind is MemoryKind.MEMFD:
+        return _create_memfd(size, huge_page_size)
+    name = f"/pyvfio-{os.getpid()}-{secrets.token_hex(8)}"
+    # Sized only after the name is gone, so that the name exists for two system calls.
+    segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, size=0, mode=0o600)
+    segment.unlink()
+    fd: int = segment.fd
+    os.set_inheritable(fd, False)
+    return _sized(fd, size)
+
+
+def _create_memfd(size: int, huge_page_size: int | None) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    if huge_page_size is not None:
+        shift = huge_page_size.bit_length() - 1
+        flags |= os.MFD_HUGETLB | (shift << os.MFD_HUGE_SHIFT)
+    fd = _sized(os.memfd_create("pyvfio", flags), size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _sized(fd: int, size: int) -> int:
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class DMABuffer:
+    """Memory that the program and the device share; made by :meth:`Container.alloc`.
+
+    :ivar iova: where the device finds it.
+    :ivar size: bytes, whole pages.
+    """
+
+    def __init__(self, container: Container, memory: SharedMemory, iova: int) -> None:
+        self._container = container
+        self._memory = memory
+        self.iova = iova
+        self.size = memory.size
+        self._open = True
+
+    @property
+    def array(self) -> ByteArray:
+        """The buffer as bytes, shape (size,).  View it as what it holds: ``array.view("<u4")``."""
+        self._check_open()
+        return self._memory.array
+
+    @property
+    def address(self) -> int:
+        """Virtual address of the first byte in this process."""
+        self._check_open()
+        return self._memory.address
+
+    def close(self) -> None:
+        """Unmap the buffer from the device and release it.  May be repeated.
+
+        :raises BufferInUse: a numpy view is alive; the buffer stays as it was.
+        :raises DMAError: the device's IOMMU or server refused; the buffer stays as it was.
+        """
+        if not self._open:
+            return
+        self._memory.check_unused()
+        self._container.unmap(self.iova, self.size)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of memory that is not mapped any more; called by the container."""
+        self._open = False
+        self._container.forget(self)
+        self._memory.release()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a numpy view of the buffer is alive."""
+        return self._memory.in_use
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise DeviceClosed("closed", op=f"dma buffer at iova {self.iova:#x}")
+
+    def __enter__(self) -> DMABuffer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<DMABuffer iova={self.iova:#x} size={self.size}>"

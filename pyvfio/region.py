@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One region of a device: register access of an exact width, and views of its mapped parts.
+
+An access goes one of two ways, decided per access: inside of a mapped area it is one load or store
+in C; elsewhere it is one read or write through the device's vector.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import warnings
+from collections.abc import Iterator
+
+from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError, operation_error
+from pyvfio.memory import PAGE_SIZE, ByteArray, View
+from pyvfio.native import mmio
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.vfio import RegionFlags
+from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo
+
+log = logging.getLogger(__name__)
+
+
+class _MappedArea:
+    """A part of the region that is mapped into this process."""
+
+    def __init__(self, area: MmapArea, view: View) -> None:
+        self.start = area.offset
+        self.end = area.offset + area.size
+        self.view = view
+        self.address = view.memory.address
+
+    def holds(self, offset: int, size: int) -> bool:
+        return self.start <= offset and offset + size <= self.end
+
+
+class Region:
+    """A region of a device; PCI BARs, ROM and configuration space are regions.
+
+    :param device_io: the vector that reaches it.
+    :param info: what the device says of it.
+    :param uri: the device, for errors.
+    """
+
+    def __init__(self, device_io: DeviceIO, info: RegionInfo, uri: str) -> None:
+        self.info = info
+        self.posted = False
+        """Whether writes that are not mapped are posted: order is kept, errors are never seen."""
+        self._device_io = device_io
+        self._uri = uri
+        self._areas: list[_MappedArea] | None = None
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """How errors call the region."""
+        return f"region {self.info.index}"
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.info.size
+
+    @property
+    def mappable(self) -> tuple[MmapArea, ...]:
+        """The areas that can be mapped; the rest is reached by reads and writes."""
+        return self.info.areas
+
+    # One access of one width
+
+    def read8(self, offset: int) -> int:
+        """One 8-bit read."""
+        return self.read(offset, 1)
+
+    def read16(self, offset: int) -> int:
+        """One 16-bit read, little-endian."""
+        return self.read(offset, 2)
+
+    def read32(self, offset: int) -> int:
+        """One 32-bit read, little-endian."""
+        return self.read(offset, 4)
+
+    def read64(self, offset: int) -> int:
+        """One 64-bit read, little-endian."""
+        return self.read(offset, 8)
+
+    def write8(self, offset: int, value: int) -> None:
+        """One 8-bit write."""
+        self.write(offset, 1, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        """One 16-bit write, little-endian."""
+        self.write(offset, 2, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        """One 32-bit write, little-endian."""
+        self.write(offset, 4, value)
+
+    def write64(self, offset: int, value: int) -> None:
+        """One 64-bit write, little-endian."""
+        self.write(offset, 8, value)
+
+    def read(self, offset: int, width: int) -> int:
+        """One read of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
+
+        :raises RegionError: outside of the region, not aligned, or the device did not answer it.
+        """
+        self._check_register("read", offset, width)
+        area = self._area(offset, width)
+        if area is None:
+            data = self._read_trapped(offset, width)
+            if len(data) != width:
+                raise self._short("read", offset, width, len(data))
+            return int.from_bytes(data, "little")
+        value = mmio.READ[width](area.address + offset - area.start)
+        if value == mmio.ALL_ONES[width] and mmio.faulted():
+            raise self._fault("read", offset)
+        return value
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        """One write of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
+
+        :raises RegionError: outside of the region, not aligned, or the device refused it.
+        :raises ValueError: the value does not fit.
+        """
+        self._check_register("write", offset, width)
+        if not 0 <= value <= mmio.ALL_ONES[width]:
+            raise ValueError(f"{value:#x} does not fit into {8 * width} bits")
+        area = self._area(offset, width)
+        if area is None:
+            self._write_trapped(offset, value.to_bytes(width, "little"))
+        elif mmio.WRITE[width](area.address + offset - area.start, value):
+            raise self._fault("write", offset)
+
+    # Bulk
+
+    def read_bytes(self, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes; the widths of the accesses are the transport's choice."""
+        self._check_range("read", offset, size)
+        area = self._area(offset, size) if size else None
+        if area is not None:
+            copied = mmio.copy_out(area.address + offset - area.start, size)
+            if copied is None:
+                raise self._fault("read", offset)
+            return bytes(copied)
+        data = self._read_trapped(offset, size) if size else b""
+        if len(data) != size:
+            raise self._short("read", offset, size, len(data))
+        return bytes(data)
+
+    def write_bytes(self, offset: int, data: Buffer) -> None:
+        """Write ``data``; the widths of the accesses are the transport's choice."""
+        self._check_range("write", offset, len(data))
+        if not len(data):
+            return
+        area = self._area(offset, len(data))
+        if area is None:
+            self._write_trapped(offset, data)
+        elif not mmio.copy_in(area.address + offset - area.start, data):
+            raise self._fault("write", offset)
+
+    def view(self, offset: int = 0, size: int | None = None) -> ByteArray:
+        """Mapped memory of the region as bytes, shape (size,), without a copy.
+
+        For bulk memory only: numpy chooses the widths of its accesses, and one that the device
+        does not answer ends the process.
+
+        :param size: bytes; to the end of the mapped area by default.
+        :raises UnsupportedError: these bytes cannot be mapped, or not in one piece.
+        """
+        self._check_open("view")
+        for area in self._mapped():
+            end = area.end if size is None else offset + size
+            if area.start <= offset < area.end and offset <= end <= area.end:
+                return area.view.array[offset - area.start : end - area.start]
+        raise UnsupportedError(
+            f"no mapped area holds offset {offset:#x}, {size or 'any'} bytes",
+            op=f"view {self.name}",
+            uri=self._uri,
+            hint="use read_bytes() and write_bytes()",
+        )
+
+    # Ways
+
+    def _area(self, offset: int, size: int) -> _MappedArea | None:
+        for area in self._mapped():
+            if area.holds(offset, size):
+                return area
+        return None
+
+    def _mapped(self) -> list[_MappedArea]:
+        """The areas, mapped at first use; what cannot be mapped is read and written instead."""
+        if self._areas is None:
+            self._areas = list(self._map_areas())
+        return self._areas
+
+    def _map_areas(self) -> Iterator[_MappedArea]:
+        for area in self.info.areas:
+            try:
+                yield _MappedArea(area, self._map(area))
+            except OSError as error:
+                log.warning(
+                    "%s: cannot map %s at %#x: %s", self._uri, self.name, area.offset, error
+                )
+
+    def _map(self, area: MmapArea) -> View:
+        start = self.info.fd_offset + area.offset
+        if self.info.fd is None or start % PAGE_SIZE or area.size % PAGE_SIZE:
+            raise OSError(errno.EINVAL, "no descriptor, or not whole pages")
+        memory = mmio.MappedMemory(
+            self.info.fd,
+            start,
+            area.size,
+            readable=bool(self.info.flags & RegionFlags.READ),
+            writable=bool(self.info.flags & RegionFlags.WRITE),
+        )
+        return View(memory, self.name)
+
+    def _read_trapped(self, offset: int, size: int) -> Buffer:
+        try:
+            return self._device_io.region_read(self.info.index, offset, size)
+        except OSError as error:
+            raise operation_error(
+                error, RegionError, op=self._op("read", offset), uri=self._uri
+            ) from error
+
+    def _write_trapped(self, offset: int, data: Buffer) -> None:
+        try:
+            count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
+        except OSError as error:
+            raise operation_error(
+                error, RegionError, op=self._op("write", offset), uri=self._uri
+            ) from error
+        if count != len(data):
+            raise self._short("write", offset, len(data), count)
+
+    # Checks
+
+    def _check_register(self, verb: str, offset: int, width: int) -> None:
+        if width not in mmio.READ:
+            raise ValueError(f"an access of {width} bytes; 1, 2, 4 and 8 exist")
+        self._check_range(verb, offset, width)
+        if offset % width:
+            raise RegionError(
+                f"not a multiple of the {width} bytes of the access",
+                op=self._op(verb, offset),
+                uri=self._uri,
+                errno=errno.EINVAL,
+            )
+
+    def _check_range(self, verb: str, offset: int, size: int) -> None:
+        if self._closed:
+            self._check_open(verb)
+        if offset < 0 or size < 0 or offset + size > self.info.size:
+            raise RegionError(
+                f"{size} bytes are outside of the region's {self.info.size:#x}",
+                op=self._op(verb, offset),
+                uri=self._uri,
+                errno=errno.EINVAL,
+            )
+
+    def _check_open(self, verb: str) -> None:
+        if self._closed:
+            raise DeviceClosed("the device is closed", op=f"{verb} {self.name}", uri=self._uri)
+
+    def _op(self, verb: str, offset: int) -> str:
+        return f"{verb} {self.name}+{offset:#x}"
+
+    def _short(self, verb: str, offset: int, wanted: int, got: int) -> RegionError:
+        reason = f"{got} of {wanted} bytes were transferred"
+        return RegionError(reason, op=self._op(verb, offset), uri=self._uri, errno=errno.EIO)
+
+    def _fault(self, verb: str, offset: int) -> RegionError:
+        return RegionError(
+            "no memory answers at the mapped address",
+            op=self._op(verb, offset),
+            uri=self._uri,
+            errno=errno.EFAULT,
+            hint="is memory decoding off, the device gone, or its file truncated?",
+        )
+
+    def close(self) -> None:
+        """Unmap the region; called when the device is closed."""
+        if self._closed:
+            return
+        self._closed = True
+        for area in self._areas or ():
+            if area.view.in_use:
+                warnings.warn(
+                    f"{self._uri}: a numpy view of {self.name} is alive; the device file stays"
+                    " mapped until it is deleted",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
+            area.view.release()
+        self._areas = None

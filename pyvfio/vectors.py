@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The two operation vectors that a backend implements, and the records that they return.
+
+A vector raises :class:`OSError` with the errno of the kernel or of the server;
+:class:`~pyvfio.base.VFIOBase` and its parts turn that into the error of the operation.
+
+The division is that of QEMU's vfio-user series ("add container IO ops vector", "add device IO ops
+vector").
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.vfio import DeviceFlags, DMAMapFlags, IRQFlags, IRQSetFlags, RegionFlags
+
+MAX_REGIONS = 100
+"""Regions that a device may announce; the same bound as QEMU's."""
+MAX_IRQS = 50
+"""Interrupt indexes that a device may announce; the same bound as QEMU's."""
+MAX_VECTORS = 2048
+"""Vectors that an interrupt index may announce: the most that MSI-X has."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """``VFIO_DEVICE_GET_INFO``."""
+
+    flags: DeviceFlags
+    num_regions: int
+    num_irqs: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmapArea:
+    """Part of a region that may be mapped, in bytes from the region's start."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """``VFIO_DEVICE_GET_REGION_INFO`` with its capabilities.
+
+    :ivar size: bytes; 0 is a region that the device does not have.
+    :ivar fd: what to map, owned by the vector; None where nothing can be mapped.
+    :ivar fd_offset: where the region starts in ``fd``.
+    :ivar areas: what may be mapped, in order; the whole region where it is not sparse.
+    :ivar type: (type, subtype) of a device-specific region.
+    :ivar msix_mappable: the page with the MSI-X table may be mapped as well.
+    """
+
+    index: int
+    flags: RegionFlags
+    size: int
+    fd: int | None = None
+    fd_offset: int = 0
+    areas: tuple[MmapArea, ...] = ()
+    type: tuple[int, int] | None = None
+    msix_mappable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IRQInfo:
+    """``VFIO_DEVICE_GET_IRQ_INFO``; ``count`` vectors, 0 where the device has none."""
+
+    index: int
+    flags: IRQFlags
+    count: int
+
+
+class DMASource(Protocol):
+    """Memory to be mapped for a device: the kernel wants the address, a server the descriptor."""
+
+    @property
+    def address(self) -> int:
+        """Virtual address of the first byte."""
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the memory, its first byte at offset 0."""
+
+
+class DeviceIO(ABC):
+    """Operations on one device; all raise :class:`OSError` with the errno of a refusal."""
+
+    @abstractmethod
+    def get_info(self) -> DeviceInfo:
+        """The device's flags and how many regions and interrupt indexes it has."""
+
+    @abstractmethod
+    def get_region_info(self, index: int) -> RegionInfo:
+        """One region; the vector keeps owning the descriptor in it."""
+
+    @abstractmethod
+    def get_irq_info(self, index: int) -> IRQInfo:
+        """One interrupt index."""
+
+    @abstractmethod
+    def set_irqs(
+        self,
+        index: int,
+        action: IRQSetFlags,
+        start: int,
+        count: int,
+        *,
+        eventfds: Sequence[int] | None = None,
+        bools: Sequence[bool] | None = None,
+    ) -> None:
+        """``VFIO_DEVICE_SET_IRQS``.
+
+        :param action: TRIGGER, MASK or UNMASK.
+        :param eventfds: one for each vector of the range, -1 takes one away.
+        :param bools: act on those vectors of the range that are true.
+        """
+
+    @abstractmethod
+    def region_read(self, index: int, offset: int, size: int) -> Buffer:
+        """Read ``size`` bytes; fewer come back where the device gives no more."""
+
+    @abstractmethod
+    def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
+        """Write ``data``; returns the number of bytes taken.
+
+        :param posted: do not wait; order is kept, errors are never seen.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """``VFIO_DEVICE_RESET``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close every descriptor that this vector owns.  May be repeated."""
+
+
+class ContainerIO(ABC):
+    """Operations on the IO address space of a device."""
+
+    @property
+    @abstractmethod
+    def iova_ranges(self) -> Sequence[tuple[int, int]]:
+        """Addresses that can be mapped, as (first, last) pairs in ascending order."""
+
+    @property
+    @abstractmethod
+    def page_sizes(self) -> int:
+        """Page sizes that can be mapped, each a bit."""
+
+    @property
+    @abstractmethod
+    def max_maps(self) -> int:
+        """How many ranges may be mapped at one time."""
+
+    @abstractmethod
+    def dma_map(
+        self, iova: int, size: int, memory: DMASource, offset: int, flags: DMAMapFlags
+    ) -> None:
+        """Map ``size`` bytes at ``offset`` of ``memory`` to ``iova``."""
+
+    @abstractmethod
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Take away exactly one earlier map."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close every descriptor that this vector owns.  May be repeated."""
