@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Reach a vfio-user server and agree on a version (specification, "VFIO_USER_VERSION")."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from typing import NamedTuple
+
+from pyvfio.errors import (
+    AccessDenied,
+    BackendUnavailable,
+    DeviceNotFound,
+    NegotiationError,
+    OpenError,
+    VFIOTimeout,
+)
+from pyvfio.transport.channel import Channel
+from pyvfio.transport.sockets import close_fds
+from pyvfio.wire import messages, version
+from pyvfio.wire.header import Command
+from pyvfio.wire.version import Capabilities, Limits
+
+MAX_MSG_FDS = 64
+"""Descriptors that we take in one message; a region's IO fds are the longest list."""
+
+
+def own_capabilities(twin_socket: bool) -> Capabilities:
+    """What this client offers."""
+    return Capabilities(
+        max_msg_fds=MAX_MSG_FDS,
+        max_data_xfer_size=version.DEFAULT_MAX_DATA_XFER_SIZE,
+        max_dma_maps=version.DEFAULT_MAX_DMA_MAPS,
+        pgsizes=version.DEFAULT_PGSIZES,
+        twin_socket=True if twin_socket else None,
+    )
+
+
+def connect(path: str, uri: str, timeout: float) -> socket.socket:
+    """A stream connected to the socket at ``path``.
+
+    :raises OpenError: there is no such socket, nobody listens, or access is denied.
+    :raises VFIOTimeout: the server's queue of clients is full.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise _open_error(error, uri, timeout) from error
+        raise
+    return sock
+
+
+def _open_error(error: OSError, uri: str, timeout: float) -> Exception:
+    if isinstance(error, TimeoutError):
+        return VFIOTimeout(f"the server accepts nobody within {timeout} s", op="open", uri=uri)
+    if isinstance(error, FileNotFoundError):
+        return DeviceNotFound(
+            "no such socket", op="open", uri=uri, errno=error.errno, hint="is the server running?"
+        )
+    if isinstance(error, ConnectionRefusedError):
+        return BackendUnavailable(
+            "nobody listens on the socket",
+            op="open",
+            uri=uri,
+            errno=error.errno,
+            hint="start the server again; the file is left from an earlier one",
+        )
+    if isinstance(error, PermissionError):
+        return AccessDenied(
+            "permission denied",
+            op="open",
+            uri=uri,
+            errno=error.errno,
+            hint="the socket's owner and mode decide who may connect",
+        )
+    # A path that is too long has no errno.
+    number = error.errno or errno.EINVAL
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return OpenError(reason, op="open", uri=uri, errno=number)
+
+
+class Agreement(NamedTuple):
+    """What client and server agreed on.
+
+    :ivar version: (major, minor) of the protocol.
+    :ivar limits: what holds for sending to the server.
+    :ivar twin: the socket that the server sends its own commands on, if it uses one.
+    """
+
+    version: tuple[int, int]
+    limits: Limits
+    twin: socket.socket | None
+
+
+def negotiate(channel: Channel, own: Capabilities) -> Agreement:
+    """Exchange VERSION, which must be the first message.
+
+    :raises NegotiationError: the server's answer does not go with ours.
+    """
+    request = messages.Version(version.MAJOR, version.MINOR, own)
+    reply, fds = channel.call(Command.VERSION, request)
+    try:
+        if reply.major != version.MAJOR or reply.minor > version.MINOR:
+            raise NegotiationError(
+                f"the server speaks version {reply.major}.{reply.minor},"
+                f" {version.MAJOR}.{version.MINOR} was offered",
+                uri=channel.name,
+            )
+        limits = Limits.of(reply.capabilities, own)
+        twin = _twin_socket(reply.capabilities or Capabilities(), own, fds, channel.name)
+    except BaseException:
+        close_fds(fds)
+        raise
+    return Agreement((reply.major, reply.minor), limits, twin)
+
+
+def _twin_socket(
+    theirs: Capabilities, own: Capabilities, fds: tuple[int, ...], uri: str
+) -> socket.socket | None:
+    if not theirs.twin_socket:
+        if fds:
+            raise NegotiationError(f"{len(fds)} descriptors came with VERSION", uri=uri)
+        return None
+    index = theirs.twin_fd_index
+    if not own.twin_socket or len(fds) != 1 or index != 0:
+        raise NegotiationError(f"a twin socket at index {index} of {len(fds)} descriptors", uri=uri)
+    if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
+        raise NegotiationError("the twin socket is no socket", uri=uri)
+    return socket.socket(fileno=fds[0])

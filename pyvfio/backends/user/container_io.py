@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The container vector on a vfio-user socket: the server is the IOMMU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyvfio.transport.channel import Channel
+from pyvfio.uapi.vfio import DMAMapFlags
+from pyvfio.vectors import ContainerIO, DMASource
+from pyvfio.wire import messages
+from pyvfio.wire.header import Command
+from pyvfio.wire.version import Limits
+
+
+class UserContainerIO(ContainerIO):
+    """Maps by passing the memory's descriptor to the server."""
+
+    def __init__(self, channel: Channel, limits: Limits) -> None:
+        self._channel = channel
+        self._limits = limits
+
+    @property
+    def iova_ranges(self) -> Sequence[tuple[int, int]]:
+        return [(0, (1 << 64) - 1)]
+
+    @property
+    def page_sizes(self) -> int:
+        return self._limits.pgsizes
+
+    @property
+    def max_maps(self) -> int:
+        return self._limits.max_dma_maps
+
+    def dma_map(
+        self, iova: int, size: int, memory: DMASource, offset: int, flags: DMAMapFlags
+    ) -> None:
+        # Without room for a descriptor the server reaches the memory by DMA_READ and DMA_WRITE.
+        by_fd = self._limits.max_msg_fds > 0
+        request = messages.DMAMap(flags, offset if by_fd else 0, iova, size)
+        self._channel.call(Command.DMA_MAP, request, [memory.fd] if by_fd else [])
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        self._channel.call(Command.DMA_UNMAP, messages.DMAUnmap(0, iova, size))
+
+    def close(self) -> None:
+        """Nothing is owned here: the server drops its maps when the socket closes."""

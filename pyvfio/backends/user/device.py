@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device behind a vfio-user socket: ``vfio-user:/run/edu.sock``."""
+
+from __future__ import annotations
+
+import socket
+
+from pyvfio.backends.user.connect import connect, negotiate, own_capabilities
+from pyvfio.backends.user.container_io import UserContainerIO
+from pyvfio.backends.user.device_io import UserDeviceIO
+from pyvfio.backends.user.dma_service import DMAService
+from pyvfio.base import VFIOBase
+from pyvfio.transport.channel import Channel
+from pyvfio.vectors import ContainerIO, DeviceIO
+from pyvfio.wire.commands import Role
+from pyvfio.wire.version import DEFAULT_MAX_DATA_XFER_SIZE, Limits
+
+DEFAULT_TIMEOUT = 5.0
+"""Seconds that a request waits for its reply."""
+
+
+class UserDevice(VFIOBase):
+    """A vfio-user client.
+
+    :param path: the server's UNIX socket.
+    :param timeout: seconds that each request waits for its reply.
+    :param twin_socket: offer the server a socket of its own for DMA_READ and DMA_WRITE.
+    :raises OpenError: the socket cannot be reached.
+    :raises NegotiationError: there is no common version.
+    :raises VFIOTimeout: the server does not answer; it may be busy with another client.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        uri: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+        twin_socket: bool = True,
+    ) -> None:
+        super().__init__(uri or f"vfio-user:{path}")
+        if not timeout > 0:
+            raise ValueError(f"open {self.uri}: a timeout of {timeout} s")
+        try:
+            self._open(path, timeout, twin_socket)
+        except BaseException:
+            self._undo.close()
+            raise
+
+    def _open(self, path: str, timeout: float, twin_socket: bool) -> None:
+        service = DMAService(DEFAULT_MAX_DATA_XFER_SIZE)
+
+        def channel(sock: socket.socket, name: str) -> Channel:
+            made = Channel(
+                sock,
+                Role.CLIENT,
+                name=name,
+                max_data=DEFAULT_MAX_DATA_XFER_SIZE,
+                timeout=timeout,
+                on_request=service,
+                on_lost=self._mark_lost,
+            )
+            self._undo.callback(made.close)
+            return made
+
+        main = channel(connect(path, self.uri, timeout), self.uri)
+        agreement = negotiate(main, own_capabilities(twin_socket))
+        if agreement.twin is not None:
+            channel(agreement.twin, f"{self.uri} (twin socket)")
+        self.version, self.limits = agreement.version, agreement.limits
+        self._device_io = UserDeviceIO(main, agreement.limits)
+        self._undo.callback(self._device_io.close)
+        self._container_io = UserContainerIO(main, agreement.limits)
+        service.container = self.dma
+        self._attach()
+
+    version: tuple[int, int]
+    """(major, minor) of the protocol that was agreed on."""
+    limits: Limits
+    """What was agreed on for messages to the server."""
+
+    @property
+    def device_io(self) -> DeviceIO:
+        return self._device_io
+
+    @property
+    def container_io(self) -> ContainerIO:
+        return self._container_io

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The device vector on a vfio-user socket."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pyvfio.errors import RemoteProtocolError
+from pyvfio.transport.channel import Channel
+from pyvfio.transport.sockets import close_fds
+from pyvfio.uapi import chain, vfio
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags, RegionCapability, RegionFlags
+from pyvfio.vectors import DeviceInfo, DeviceIO, IRQInfo, MmapArea, RegionInfo
+from pyvfio.wire import messages
+from pyvfio.wire.header import Command
+from pyvfio.wire.version import Limits
+
+MAX_REGION_INFO = 64 * 1024
+"""Bytes of region info with capabilities that a server may ask us to take."""
+
+MAX_WRITE = 32 * 1024
+"""Bytes in one REGION_WRITE.  A widespread server reads a body with one recv() and loses step with
+the stream above about this size, whatever it negotiated."""
+
+
+class UserDeviceIO(DeviceIO):
+    """Each operation is one message, or one per chunk; owns the descriptors of the regions."""
+
+    def __init__(self, channel: Channel, limits: Limits) -> None:
+        self._channel = channel
+        self._limits = limits
+        self._region_fds: list[int] = []
+
+    def get_info(self) -> DeviceInfo:
+        reply = self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo()).message
+        return DeviceInfo(DeviceFlags(reply.flags), reply.num_regions, reply.num_irqs)
+
+    def get_region_info(self, index: int) -> RegionInfo:
+        reply, fds = self._ask_region(index, vfio.REGION_INFO.size)
+        if reply.argsz > vfio.REGION_INFO.size:
+            # Capabilities, and with some servers the descriptor, come only where they fit.
+            close_fds(fds)
+            reply, fds = self._ask_region(index, min(reply.argsz, MAX_REGION_INFO))
+        try:
+            info = _region_info(reply, fds[0] if fds else None)
+        except ValueError as error:
+            close_fds(fds)
+            raise RemoteProtocolError(f"region {index}: {error}", uri=self._channel.name) from error
+        if info.fd is None:
+            close_fds(fds)
+        else:
+            self._region_fds.append(info.fd)
+        return info
+
+    def _ask_region(self, index: int, argsz: int) -> tuple[messages.RegionInfo, tuple[int, ...]]:
+        request = messages.GetRegionInfo(index, argsz)
+        return self._channel.call(Command.DEVICE_GET_REGION_INFO, request)
+
+    def get_irq_info(self, index: int) -> IRQInfo:
+        request = messages.GetIRQInfo(index)
+        reply = self._channel.call(Command.DEVICE_GET_IRQ_INFO, request).message
+        return IRQInfo(index, IRQFlags(reply.flags), reply.count)
+
+    def set_irqs(
+        self,
+        index: int,
+        action: IRQSetFlags,
+        start: int,
+        count: int,
+        *,
+        eventfds: Sequence[int] | None = None,
+        bools: Sequence[bool] | None = None,
+    ) -> None:
+        if eventfds is None:
+            data = b"" if bools is None else bytes(bools)
+            kind = IRQSetFlags.DATA_NONE if bools is None else IRQSetFlags.DATA_BOOL
+            request = messages.SetIRQs(kind | action, index, start, count, data)
+            self._channel.call(Command.DEVICE_SET_IRQS, request)
+            return
+        flags = IRQSetFlags.DATA_EVENTFD | action
+        for run in _eventfd_runs(start, eventfds, self._limits.max_msg_fds):
+            request = messages.SetIRQs(flags, index, run.first, run.vectors)
+            self._channel.call(Command.DEVICE_SET_IRQS, request, run.fds)
+
+    def region_read(self, index: int, offset: int, size: int) -> Buffer:
+        limit = self._limits.max_data_xfer_size
+        if size <= limit:
+            return self._read(index, offset, size)
+        data = bytearray()
+        while len(data) < size:
+            wanted = min(limit, size - len(data))
+            part = self._read(index, offset + len(data), wanted)
+            data += part
+            if len(part) < wanted:
+                break
+        return data
+
+    def _read(self, index: int, offset: int, size: int) -> Buffer:
+        request = messages.RegionRead(offset, index, size)
+        data: Buffer = self._channel.call(Command.REGION_READ, request).message.data
+        return data
+
+    def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
+        limit = min(MAX_WRITE, self._limits.max_data_xfer_size)
+        view, done = memoryview(data), 0
+        while done < len(view):
+            chunk = view[done : done + limit]
+            written = self._write(index, offset + done, chunk, posted)
+            done += written
+            if written < len(chunk):
+                break
+        return done
+
+    def _write(self, index: int, offset: int, data: memoryview, posted: bool) -> int:
+        request = messages.RegionWrite(offset, index, data)
+        if posted:
+            self._channel.post(Command.REGION_WRITE, request)
+            return len(data)
+        count: int = self._channel.call(Command.REGION_WRITE, request).message.count
+        return count
+
+    def reset(self) -> None:
+        self._channel.call(Command.DEVICE_RESET, messages.Empty())
+
+    def close(self) -> None:
+        close_fds(self._region_fds)
+        self._region_fds = []
+
+
+class _Run(NamedTuple):
+    first: int
+    vectors: int
+    fds: list[int]
+
+
+def _eventfd_runs(start: int, eventfds: Sequence[int], most: int) -> Iterator[_Run]:
+    """Split vectors into messages: each has a descriptor for every vector of it, or none at all.
+
+    :param most: descriptors that the server takes in one message.
+    :raises OSError: E2BIG, the server takes none.
+    """
+    at = start
+    for valid, group in itertools.groupby(eventfds, key=lambda fd: fd >= 0):
+        fds = list(group)
+        if not valid:
+            yield _Run(at, len(fds), [])
+        elif most < 1:
+            raise OSError(errno.E2BIG, "the server takes no descriptors")
+        else:
+            for first in range(0, len(fds), most):
+                part = fds[first : first + most]
+                yield _Run(at + first, len(part), part)
+        at += len(fds)
+
+
+def _region_info(reply: messages.RegionInfo, fd: int | None) -> RegionInfo:
+    """Check what a server says of a region; raises :class:`ValueError`."""
+    flags = RegionFlags(reply.flags)
+    if reply.offset + reply.size >= 1 << 64:
+        raise ValueError(f"{reply.size} bytes at offset {reply.offset:#x}")
+    areas: tuple[MmapArea, ...] | None = None
+    region_type: tuple[int, int] | None = None
+    msix_mappable = False
+    for capability in _capabilities(reply, flags):
+        if capability.id == RegionCapability.SPARSE_MMAP:
+            areas = tuple(
+                MmapArea(area.offset, area.size) for area in chain.sparse_areas(capability)
+            )
+        elif capability.id == RegionCapability.TYPE:
+            found = chain.region_type(capability)
+            region_type = (found.type, found.subtype)
+        elif capability.id == RegionCapability.MSIX_MAPPABLE:
+            msix_mappable = True
+    mappable = bool(flags & RegionFlags.MMAP) and fd is not None and reply.size > 0
+    if areas is None:
+        areas = (MmapArea(0, reply.size),)
+    for area in areas:
+        if area.offset + area.size > reply.size:
+            raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} of {reply.size:#x}")
+    return RegionInfo(
+        index=reply.index,
+        flags=flags,
+        size=reply.size,
+        fd=fd if mappable else None,
+        fd_offset=reply.offset if mappable else 0,
+        areas=areas if mappable else (),
+        type=region_type,
+        msix_mappable=msix_mappable,
+    )
+
+
+def _capabilities(reply: messages.RegionInfo, flags: RegionFlags) -> list[chain.InfoCapability]:
+    if not flags & RegionFlags.CAPS or not reply.chain:
+        return []
+    start = vfio.REGION_INFO.size
+    return list(chain.walk(bytes(start) + reply.chain, start, reply.cap_offset))
