@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The PCI layer: written once, above the operation vectors, for every backend."""

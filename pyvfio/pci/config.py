@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Configuration space: the header's registers by name, and the capabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pyvfio.pci import capabilities
+from pyvfio.pci.capabilities import Capability
+from pyvfio.region import Region
+from pyvfio.uapi import pci
+from pyvfio.uapi.pci import CapabilityID, Command, ExtendedCapabilityID, Register, Status
+
+
+class ConfigSpace(Region):
+    """The configuration region of a PCI device.  Its accesses are never posted or mapped."""
+
+    @property
+    def name(self) -> str:
+        return "config"
+
+    def get(self, register: Register, base: int = 0) -> int:
+        """Read a register, of the header or of the capability at ``base``."""
+        return self.read(base + register.offset, register.width)
+
+    def set(self, register: Register, value: int, base: int = 0) -> None:
+        """Write a register, of the header or of the capability at ``base``."""
+        self.write(base + register.offset, register.width, value)
+
+    @property
+    def vendor_id(self) -> int:
+        """Who made the device."""
+        return self.get(pci.VENDOR_ID)
+
+    @property
+    def device_id(self) -> int:
+        """The vendor's number for it."""
+        return self.get(pci.DEVICE_ID)
+
+    @property
+    def subsystem_vendor_id(self) -> int:
+        """Who made the board."""
+        return self.get(pci.SUBSYSTEM_VENDOR_ID)
+
+    @property
+    def subsystem_id(self) -> int:
+        """The board maker's number for it."""
+        return self.get(pci.SUBSYSTEM_ID)
+
+    @property
+    def revision_id(self) -> int:
+        """Revision of the device."""
+        return self.get(pci.REVISION_ID)
+
+    @property
+    def class_code(self) -> int:
+        """24 bits: base class, subclass, programming interface."""
+        return self.read32(pci.REVISION_ID.offset) >> 8
+
+    @property
+    def header_type(self) -> int:
+        """Layout of the header; bit 7 is set on a multi-function device."""
+        return self.get(pci.HEADER_TYPE)
+
+    @property
+    def interrupt_pin(self) -> int:
+        """1 to 4 for INTA to INTD, 0 for none."""
+        return self.get(pci.INTERRUPT_PIN)
+
+    @property
+    def interrupt_line(self) -> int:
+        """Where firmware says the pin is routed to."""
+        return self.get(pci.INTERRUPT_LINE)
+
+    @property
+    def status(self) -> Status:
+        """Status register."""
+        return Status(self.get(pci.STATUS))
+
+    @property
+    def command(self) -> Command:
+        """Command register: which accesses the device answers and makes."""
+        return Command(self.get(pci.COMMAND))
+
+    @command.setter
+    def command(self, value: int) -> None:
+        self.set(pci.COMMAND, value)
+
+    def capabilities(self) -> Iterator[Capability]:
+        """All capabilities: the conventional list, then the extended one."""
+        yield from capabilities.conventional(self)
+        yield from capabilities.extended(self)
+
+    def find(self, wanted: CapabilityID | ExtendedCapabilityID) -> Capability | None:
+        """The first capability of a kind, or None."""
+        is_extended = isinstance(wanted, ExtendedCapabilityID)
+        for capability in self.capabilities():
+            if capability.id == wanted and capability.extended == is_extended:
+                return capability
+        return None

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``PCIDevice``: what :func:`pyvfio.open` returns."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from pyvfio.base import VFIOBase
+from pyvfio.container import Container
+from pyvfio.errors import UnsupportedError
+from pyvfio.pci.bars import BARs
+from pyvfio.pci.config import ConfigSpace
+from pyvfio.pci.intx import INTx
+from pyvfio.pci.irqs import InterruptMode
+from pyvfio.pci.msi import MSI
+from pyvfio.pci.msix import MSIX
+from pyvfio.pci.reset import reset_function
+from pyvfio.region import Region
+from pyvfio.uapi.pci import BARType, Command
+from pyvfio.uapi.vfio import DeviceFlags, PCIRegion
+
+MIN_REGIONS = PCIRegion.CONFIG + 1
+"""Regions that a PCI device has at least: six BARs, the ROM, configuration space."""
+MIN_IRQS = 3
+"""Interrupt indexes that a PCI device has at least: INTx, MSI, MSI-X."""
+
+
+class PCIDevice:
+    """A PCI function on any backend.
+
+    Opening it enables memory and I/O decoding for the BARs it has; bus mastering is left as it is
+    (see :attr:`bus_master`).
+
+    :param base: the opened device; it is closed with this object.
+    :ivar config: configuration space.
+    :ivar bars: the BARs that are implemented, by number.
+    :ivar intx: the interrupt pin.
+    :ivar msi: MSI.
+    :ivar msix: MSI-X.
+    :raises UnsupportedError: it is no PCI device.
+    """
+
+    def __init__(self, base: VFIOBase) -> None:
+        self.base = base
+        info = base.info
+        if (
+            not info.flags & DeviceFlags.PCI
+            or info.num_regions < MIN_REGIONS
+            or info.num_irqs < MIN_IRQS
+        ):
+            raise UnsupportedError(
+                f"no PCI device ({info.flags!r}, {info.num_regions} regions,"
+                f" {info.num_irqs} interrupt indexes)",
+                op="open",
+                uri=base.uri,
+            )
+        config = base.region(PCIRegion.CONFIG, ConfigSpace)
+        assert isinstance(config, ConfigSpace)
+        self.config = config
+        self.bars = BARs(base, config)
+        mode = InterruptMode()
+        self.intx = INTx(base, config, mode)
+        self.msi = MSI(base, config, mode)
+        self.msix = MSIX(base, config, mode)
+        self._enable_decoding()
+
+    def _enable_decoding(self) -> None:
+        wanted = Command(0)
+        for bar in self.bars.values():
+            wanted |= Command.IO if bar.type is BARType.IO else Command.MEMORY
+        command = self.config.command
+        if wanted & ~command:
+            self.config.command = command | wanted
+
+    @property
+    def uri(self) -> str:
+        """What was opened."""
+        return self.base.uri
+
+    @property
+    def dma(self) -> Container:
+        """The device's IO address space: DMA memory is allocated and mapped here."""
+        return self.base.dma
+
+    @property
+    def rom(self) -> Region | None:
+        """The expansion ROM, or None."""
+        region = self.base.region(PCIRegion.ROM)
+        return region if region.size else None
+
+    @property
+    def bus_master(self) -> bool:
+        """Whether the device may access memory, which DMA and MSI need."""
+        return bool(self.config.command & Command.MASTER)
+
+    @bus_master.setter
+    def bus_master(self, enabled: bool) -> None:
+        command = self.config.command
+        self.config.command = command | Command.MASTER if enabled else command & ~Command.MASTER
+
+    @property
+    def resettable(self) -> bool:
+        """Whether the device can be reset."""
+        return bool(self.base.info.flags & DeviceFlags.RESET)
+
+    def reset(self) -> None:
+        """Reset the function; DMA maps, enabled interrupts and the command register stay.
+
+        :raises UnsupportedError: the device cannot be reset.
+        :raises ResetError: it refused.
+        """
+        reset_function(self.base, self.config)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the device is gone for good."""
+        return self.base.lost
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self.base.closed
+
+    def close(self) -> None:
+        """Disable interrupts, release DMA memory and BARs, let the device go.  May be repeated."""
+        self.base.close()
+
+    def __enter__(self) -> PCIDevice:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "lost" if self.lost else "open"
+        return f"<PCIDevice {self.uri} {state}>"
