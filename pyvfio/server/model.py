@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a device model is made of: declarations, callbacks, and the services it may call.
+
+A model subclasses :class:`DeviceModel`, declares its identity, BARs and interrupts as class
+attributes, and implements the register callbacks.  The server does the rest: configuration space,
+capabilities, MSI-X table, mapped memory, the protocol.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from pyvfio.memory import ByteArray
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.pci import BARType
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The ids of a PCI function; ``class_code`` has 24 bits."""
+
+    vendor_id: int
+    device_id: int
+    class_code: int
+    revision_id: int = 0
+    subsystem_vendor_id: int = 0
+    subsystem_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBAR:
+    """One BAR of a model.
+
+    :ivar size: bytes, a power of two.
+    :ivar type: the space that it claims; a 64-bit BAR takes two numbers.
+    :ivar backed: the server keeps its contents in shared memory, without callbacks.
+    :ivar mappable: (offset, size) of the parts of a backed BAR that clients may map, whole pages.
+    """
+
+    size: int
+    type: BARType = BARType.MEM32
+    prefetchable: bool = False
+    backed: bool = False
+    mappable: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMSI:
+    """MSI with ``vectors`` (1, 2, 4 ... 32) 64-bit messages."""
+
+    vectors: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMSIX:
+    """MSI-X; ``table`` and ``pba`` are (BAR, offset), served by the server."""
+
+    vectors: int
+    table: tuple[int, int]
+    pba: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCapability:
+    """A capability that the server only stores.
+
+    :ivar body: the bytes behind the header (2 bytes; 4 of an extended capability).
+    :ivar writable: which bits of the body a client may change; none by default.
+    """
+
+    id: int
+    body: bytes
+    writable: bytes = b""
+    version: int = 1
+
+
+class ModelServices(Protocol):
+    """What the server does for a model; any thread may ask."""
+
+    def dma_read(self, address: int, size: int) -> bytes:
+        """Read the client's memory."""
+
+    def dma_write(self, address: int, data: Buffer) -> None:
+        """Write the client's memory."""
+
+    def bar_memory(self, bar: int) -> ByteArray:
+        """The contents of a backed BAR."""
+
+    def set_intx(self, level: bool) -> None:
+        """Assert or lower the interrupt pin."""
+
+    def msi_enabled(self) -> bool:
+        """Whether the client uses MSI."""
+
+    def send_msi(self, vector: int) -> None:
+        """Send a message-signalled interrupt."""
+
+    def msix_enabled(self) -> bool:
+        """Whether the client uses MSI-X."""
+
+    def send_msix(self, vector: int) -> None:
+        """Send an MSI-X interrupt, or set its pending bit where it is masked."""
+
+
+class DeviceModel:
+    """Base of device models.
+
+    Callbacks run with :attr:`lock` held, one at a time.  A thread of the model's own takes the
+    lock around what it shares with them, and must not hold it while it calls :meth:`dma_read` or
+    :meth:`dma_write`: a client may be unable to serve those while its own access waits.
+
+    :cvar identity: vendor, device, class ...
+    :cvar bars: the BARs by number.
+    :cvar interrupt_pin: 1 to 4 for INTA to INTD, 0 for none.
+    :cvar msi: MSI, if the device has it.
+    :cvar msix: MSI-X, if the device has it.
+    :cvar express: a PCI Express function, with 4 KiB of configuration space.
+    :cvar resettable: the client may reset it.
+    :cvar capabilities: further capabilities, in the order of the list.
+    :cvar extended_capabilities: those behind the first 256 bytes of an Express function.
+    """
+
+    identity: ClassVar[Identity]
+    bars: ClassVar[Mapping[int, ModelBAR]] = {}
+    interrupt_pin: ClassVar[int] = 0
+    msi: ClassVar[ModelMSI | None] = None
+    msix: ClassVar[ModelMSIX | None] = None
+    express: ClassVar[bool] = False
+    resettable: ClassVar[bool] = True
+    capabilities: ClassVar[Sequence[ModelCapability]] = ()
+    extended_capabilities: ClassVar[Sequence[ModelCapability]] = ()
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._services: ModelServices | None = None
+
+    # To be implemented
+
+    def bar_read(self, bar: int, offset: int, width: int) -> int:
+        """A read of ``width`` bytes (1, 2, 4, 8), aligned; all ones where nothing answers."""
+        return (1 << 8 * width) - 1
+
+    def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
+        """A write of ``width`` bytes (1, 2, 4, 8), aligned; dropped where nothing answers."""
+
+    def reset(self) -> None:
+        """Back to the state after power-on; the server resets configuration space itself."""
+
+    def client_lost(self) -> None:
+        """The client has gone; its memory and interrupts are gone with it, the state stays."""
+
+    def close(self) -> None:
+        """The server ends: stop threads, release memory."""
+
+    # Services
+
+    def attach(self, services: ModelServices) -> None:
+        """Called once by the server, before anything else."""
+        self._services = services
+
+    @property
+    def services(self) -> ModelServices:
+        """The server that hosts the model."""
+        if self._services is None:
+            raise RuntimeError("the model is not hosted by a server")
+        return self._services
+
+    def dma_read(self, address: int, size: int) -> bytes:
+        """Read ``size`` bytes of the client's memory.
+
+        :raises DMAError: not mapped, not readable, bus mastering is off, or there is no client.
+        """
+        return self.services.dma_read(address, size)
+
+    def dma_write(self, address: int, data: Buffer) -> None:
+        """Write the client's memory; raises as :meth:`dma_read` does."""
+        self.services.dma_write(address, data)
+
+    def bar_memory(self, bar: int) -> ByteArray:
+        """The contents of a backed BAR as bytes, shape (size,)."""
+        return self.services.bar_memory(bar)
+
+    def set_intx(self, level: bool) -> None:
+        """Assert or lower the interrupt pin."""
+        self.services.set_intx(level)
+
+    @property
+    def msi_enabled(self) -> bool:
+        """Whether the client uses MSI."""
+        return self.services.msi_enabled()
+
+    def send_msi(self, vector: int) -> None:
+        """Send MSI ``vector``; lost where MSI or bus mastering is off, as on the bus."""
+        self.services.send_msi(vector)
+
+    @property
+    def msix_enabled(self) -> bool:
+        """Whether the client uses MSI-X."""
+        return self.services.msix_enabled()
+
+    def send_msix(self, vector: int) -> None:
+        """Send MSI-X ``vector``, or set its pending bit where it is masked."""
+        self.services.send_msix(vector)

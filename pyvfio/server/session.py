@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One client of a server: negotiation, then its requests, one after the other.
+
+The channel's thread reads and queues; :meth:`Session.run` carries out, so that a model may take its
+time, and may wait for the client's memory, without the stream being left unread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOError, VFIOTimeout
+from pyvfio.server.function import PCIFunction
+from pyvfio.server.guest_memory import GuestMemory
+from pyvfio.transport.channel import Channel, PeerRequest
+from pyvfio.transport.sockets import close_fds
+from pyvfio.uapi import chain, vfio
+from pyvfio.wire import messages, version
+from pyvfio.wire.commands import Role
+from pyvfio.wire.connection import RequestInvalid, RequestReceived
+from pyvfio.wire.header import Command
+from pyvfio.wire.messages import Message
+from pyvfio.wire.version import Capabilities, Limits
+
+log = logging.getLogger(__name__)
+
+OWN = Capabilities(
+    max_msg_fds=16,
+    max_data_xfer_size=version.DEFAULT_MAX_DATA_XFER_SIZE,
+    max_dma_maps=version.DEFAULT_MAX_DMA_MAPS,
+    pgsizes=version.DEFAULT_PGSIZES,
+    twin_socket=True,
+    write_multiple=True,
+)
+"""What this server can do.  QEMU refuses more than 16 descriptors."""
+
+REQUEST_TIMEOUT = 5.0
+"""Seconds that VERSION, and the answer to a DMA_READ or DMA_WRITE, may take."""
+
+BACKLOG = 4096
+"""Requests queued for the model before the socket is left unread."""
+MAX_BACKLOG = 1 << 20
+"""Requests queued while the model waits for the client's memory; more is abuse."""
+
+
+class _Answer(NamedTuple):
+    """A reply's payload, with descriptors that stay their owner's."""
+
+    message: Message
+    fds: tuple[int, ...] = ()
+
+
+class Session:
+    """Serves one client until it leaves.
+
+    :param sock: the accepted socket; the session owns it.
+    :param name: what the log calls the client.
+    """
+
+    def __init__(self, sock: socket.socket, function: PCIFunction, name: str) -> None:
+        self._function = function
+        self._requests: queue.SimpleQueue[PeerRequest | None] = queue.SimpleQueue()
+        self._twin: Channel | None = None
+        self._flow = threading.Lock()
+        self._asking = 0
+        self._limits = Limits()
+        self._guest: GuestMemory
+        self._channel = self._make_channel(sock, name, self._queue_request)
+
+    def _make_channel(
+        self, sock: socket.socket, name: str, on_request: Callable[[Channel, PeerRequest], None]
+    ) -> Channel:
+        return Channel(
+            sock,
+            Role.SERVER,
+            name=name,
+            max_data=version.DEFAULT_MAX_DATA_XFER_SIZE,
+            timeout=REQUEST_TIMEOUT,
+            on_request=on_request,
+            on_lost=self._on_lost,
+        )
+
+    def run(self) -> None:
+        """Negotiate, then serve until the client leaves or :meth:`stop` is called."""
+        try:
+            if self._negotiate():
+                self._guest = GuestMemory(self._ask_client, self._limits.max_data_xfer_size)
+                self._function.attach_client(self._guest)
+                try:
+                    self._serve()
+                finally:
+                    self._function.detach_client()
+        except (ConnectionLost, DeviceClosed) as error:
+            log.info("%s", error)
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Have :meth:`run` return soon; any thread may call this."""
+        self._requests.put(None)
+
+    def _close(self) -> None:
+        if self._twin is not None:
+            self._twin.close()
+        self._channel.close()
+        while not self._requests.empty():
+            request = self._requests.get()
+            if request is not None:
+                close_fds(request.fds)
+
+    # In the channel's thread
+
+    def _queue_request(self, channel: Channel, request: PeerRequest) -> None:
+        self._requests.put(request)
+        backlog = self._requests.qsize()
+        with self._flow:
+            if backlog > MAX_BACKLOG:
+                raise ConnectionResetError("the client sends more than can be queued")
+            # The answer that the model waits for may stand behind all this: then read on.
+            if backlog > BACKLOG and not self._asking:
+                channel.pause_reading(True)
+
+    def _refuse_on_twin(self, channel: Channel, request: PeerRequest) -> None:
+        close_fds(request.fds)
+        channel.refuse(request, errno.EINVAL)
+
+    def _on_lost(self, error: VFIOError) -> None:
+        log.info("%s", error)
+        self._requests.put(None)
+
+    # Negotiation
+
+    def _negotiate(self) -> bool:
+        try:
+            request = self._requests.get(timeout=REQUEST_TIMEOUT)
+        except queue.Empty:
+            log.warning("%s: no VERSION within %s s", self._channel.name, REQUEST_TIMEOUT)
+            return False
+        if request is None:
+            return False
+        close_fds(request.fds)
+        if not isinstance(request, RequestReceived) or request.command is not Command.VERSION:
+            log.warning("%s: the first message is not VERSION", self._channel.name)
+            self._channel.refuse(request, errno.EINVAL)
+            return False
+        offered: messages.Version = request.message
+        if offered.major != version.MAJOR:
+            log.warning("%s: speaks version %d", self._channel.name, offered.major)
+            self._channel.refuse(request, errno.EINVAL)
+            return False
+        self._agree(request, offered)
+        return True
+
+    def _agree(self, request: RequestReceived, offered: messages.Version) -> None:
+        theirs = offered.capabilities or Capabilities()
+        self._limits = Limits.of(theirs, OWN)
+        wants_twin = bool(theirs.twin_socket) and self._limits.max_msg_fds > 0
+        reply = messages.Version(
+            version.MAJOR,
+            min(offered.minor, version.MINOR),
+            _agreed(offered.capabilities, wants_twin),
+        )
+        if not wants_twin:
+            self._channel.reply(request, reply)
+            return
+        own_end, client_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with client_end:
+            name = f"{self._channel.name} (twin socket)"
+            self._twin = self._make_channel(own_end, name, self._refuse_on_twin)
+            self._channel.reply(request, reply, [client_end.fileno()])
+
+    # Requests
+
+    def _serve(self) -> None:
+        while True:
+            request = self._requests.get()
+            if request is None:
+                return
+            if self._requests.qsize() < BACKLOG // 2:
+                self._channel.pause_reading(False)
+            self._handle(request)
+
+    def _handle(self, request: PeerRequest) -> None:
+        fds = list(request.fds)
+        try:
+            if isinstance(request, RequestInvalid):
+                raise OSError(request.errno, request.reason)
+            handler = _HANDLERS.get(request.command)
+            if handler is None:
+                raise OSError(errno.ENOTSUP, f"{request.command.name} is not served")
+            answer = handler(self, request.message, fds)
+        except OSError as error:
+            log.info("%s: %s", self._channel.name, error)
+            self._channel.refuse(request, error.errno or errno.EIO)
+        except Exception:
+            # A model may fail in any way; its client is told, the server and the model live on.
+            log.exception("%s: the model failed", self._channel.name)
+            self._channel.refuse(request, errno.EIO)
+        else:
+            if isinstance(request, RequestReceived):
+                self._channel.reply(request, answer.message, answer.fds)
+        finally:
+            close_fds(fds)
+
+    def _version(self, message: Any, fds: list[int]) -> _Answer:
+        raise OSError(errno.EINVAL, "VERSION is the first message, once")
+
+    def _dma_map(self, message: messages.DMAMap, fds: list[int]) -> _Answer:
+        self._guest.map(message, fds[0] if fds else None)
+        return _Answer(messages.Empty())
+
+    def _dma_unmap(self, message: messages.DMAUnmap, fds: list[int]) -> _Answer:
+        self._guest.unmap(message)
+        return _Answer(message)
+
+    def _get_info(self, message: messages.GetDeviceInfo, fds: list[int]) -> _Answer:
+        info = self._function.info()
+        return _Answer(messages.DeviceInfo(info.flags, info.num_regions, info.num_irqs))
+
+    def _get_region_info(self, message: messages.GetRegionInfo, fds: list[int]) -> _Answer:
+        info = self._function.region_info(message.index)
+        sparse = info.areas and (info.areas[0].offset, info.areas[0].size) != (0, info.size)
+        start = vfio.REGION_INFO.size
+        found = b""
+        if sparse:
+            areas = [vfio.SparseMmapArea(area.offset, area.size) for area in info.areas]
+            found = chain.build(start, [chain.sparse_capability(areas)])
+        # Capabilities, and the descriptor with them, only where the client has room for them.
+        fits = start + len(found) <= message.argsz
+        flags = info.flags | vfio.RegionFlags.CAPS if found else info.flags
+        reply = messages.RegionInfo(
+            argsz=start + len(found),
+            flags=flags,
+            index=info.index,
+            cap_offset=start if found and fits else 0,
+            size=info.size,
+            offset=info.fd_offset,
+            chain=found if fits else b"",
+        )
+        return _Answer(reply, (info.fd,) if info.fd is not None and fits else ())
+
+    def _get_irq_info(self, message: messages.GetIRQInfo, fds: list[int]) -> _Answer:
+        flags, count = self._function.irq_info(message.index)
+        return _Answer(messages.IRQInfo(flags, message.index, count))
+
+    def _set_irqs(self, message: messages.SetIRQs, fds: list[int]) -> _Answer:
+        self._function.set_irqs(message, fds)
+        return _Answer(messages.Empty())
+
+    def _region_read(self, message: messages.RegionRead, fds: list[int]) -> _Answer:
+        if message.count > version.DEFAULT_MAX_DATA_XFER_SIZE:
+            raise OSError(errno.EINVAL, f"a read of {message.count} bytes")
+        data = self._function.read(message.region, message.offset, message.count)
+        return _Answer(messages.RegionData(message.offset, message.region, data))
+
+    def _region_write(self, message: messages.RegionWrite, fds: list[int]) -> _Answer:
+        self._function.write(message.region, message.offset, message.data)
+        return _Answer(messages.RegionWritten(message.offset, message.region, message.count))
+
+    def _region_write_multi(self, message: messages.RegionWriteMulti, fds: list[int]) -> _Answer:
+        for write in message.writes:
+            self._function.write(write.region, write.offset, write.data)
+        return _Answer(messages.RegionWriteMultiDone(len(message.writes)))
+
+    def _reset(self, message: messages.Empty, fds: list[int]) -> _Answer:
+        if not self._function.model.resettable:
+            raise OSError(errno.EINVAL, "the device has no reset")
+        self._function.reset()
+        return _Answer(messages.Empty())
+
+    # DMA by messages, for the model
+
+    def _ask_client(
+        self, command: Command, message: messages.DMARead | messages.DMAWrite
+    ) -> object:
+        channel = self._twin or self._channel
+        with self._flow:
+            self._asking += 1
+            self._channel.pause_reading(False)
+        try:
+            return channel.call(command, message).message
+        except VFIOTimeout:
+            log.warning("%s: no answer to %s", channel.name, command.name)
+            raise
+        finally:
+            with self._flow:
+                self._asking -= 1
+
+
+def _agreed(offered: Capabilities | None, twin: bool) -> Capabilities | None:
+    """Our capabilities, as far as the client offered the same keys."""
+    if offered is None:
+        return None
+
+    def where_offered(key: str) -> Any:
+        return getattr(OWN, key) if getattr(offered, key) is not None else None
+
+    return Capabilities(
+        max_msg_fds=where_offered("max_msg_fds"),
+        max_data_xfer_size=where_offered("max_data_xfer_size"),
+        max_dma_maps=where_offered("max_dma_maps"),
+        pgsizes=where_offered("pgsizes"),
+        twin_socket=twin if offered.twin_socket is not None else None,
+        twin_fd_index=0 if twin else None,
+        write_multiple=True if offered.write_multiple else None,
+    )
+
+
+_HANDLERS: dict[Command, Callable[[Session, Any, list[int]], _Answer]] = {
+    Command.VERSION: Session._version,
+    Command.DMA_MAP: Session._dma_map,
+    Command.DMA_UNMAP: Session._dma_unmap,
+    Command.DEVICE_GET_INFO: Session._get_info,
+    Command.DEVICE_GET_REGION_INFO: Session._get_region_info,
+    Command.DEVICE_GET_IRQ_INFO: Session._get_irq_info,
+    Command.DEVICE_SET_IRQS: Session._set_irqs,
+    Command.REGION_READ: Session._region_read,
+    Command.REGION_WRITE: Session._region_write,
+    Command.REGION_WRITE_MULTI: Session._region_write_multi,
+    Command.DEVICE_RESET: Session._reset,
+}
