@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line's frame: verbs, exit codes, and how errors are told."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from pyvfio import __version__
+from pyvfio.cli import demo, info, serve
+from pyvfio.errors import BackendError, ConnectionLost, OpenError, VFIOError, VFIOTimeout
+
+DONE, FAILED, USAGE, UNAVAILABLE, TIMEOUT = range(5)
+INTERRUPTED = 130
+
+_VERBS = (demo, info, serve)
+
+_EPILOG = """exit status: 0 done, 1 failed, 2 usage, 3 device or backend unavailable, 4 time-out"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyvfio",
+        description="Drive PCI devices through VFIO, and serve device models over vfio-user.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"pyvfio {__version__}")
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="log what happens; twice for more"
+    )
+    verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
+    for verb in _VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    args = _parser().parse_args(arguments)
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    logging.basicConfig(
+        level=levels[min(args.verbose, len(levels) - 1)],
+        format="pyvfio: %(levelname)s: %(message)s",
+    )
+    try:
+        status: int = args.run(args)
+    except VFIOError as error:
+        _tell(error)
+        return _status_of(error)
+    except ValueError as error:
+        print(f"pyvfio: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough; keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return status
+
+
+def _tell(error: VFIOError) -> None:
+    where = " on ".join(part for part in (error.op, error.uri) if part)
+    number = "" if error.errno is None else f" [{errno.errorcode.get(error.errno, error.errno)}]"
+    print(f"pyvfio: {where}{': ' if where else ''}{error.reason}{number}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _status_of(error: VFIOError) -> int:
+    if isinstance(error, VFIOTimeout):
+        return TIMEOUT
+    if isinstance(error, BackendError | OpenError | ConnectionLost):
+        return UNAVAILABLE
+    return FAILED

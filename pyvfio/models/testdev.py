@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device for testing clients: every kind of BAR, MSI-X, extended capabilities, a DMA engine.
+
+========  ==========================================================================
+BAR 0     registers, 4 KiB, below
+BAR 1     MSI-X table at 0, pending bits at 0x800, 4 KiB
+BAR 2     memory, 64 MiB, 64-bit prefetchable; two areas of 1 MiB can be mapped
+BAR 4     I/O ports, 32 bytes of scratch
+========  ==========================================================================
+
+Registers (little-endian, any width that is aligned):
+
+======  ==================================================================
+0x000   identification, 0x54534554 ("TEST")
+0x010   scratch, 8 bytes
+0x020   number of accesses to the scratch so far (32 bits)
+0x024   width in bytes of the last access to the scratch
+0x028   fires on write: MSI-X vector of that number
+0x02c   level of the interrupt pin, bit 0
+0x030   DMA: address in the client's memory (64 bits)
+0x038   DMA: offset in BAR 2 (64 bits)
+0x040   DMA: number of bytes (32 bits)
+0x044   DMA: runs on write; 1 client to BAR 2, 2 BAR 2 to client.  Reads errno, 0 for done
+======  ==================================================================
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from pyvfio.errors import DMAError
+from pyvfio.server.model import DeviceModel, Identity, ModelBAR, ModelCapability, ModelMSIX
+from pyvfio.uapi.pci import BARType, CapabilityID, ExtendedCapabilityID
+
+ID, SCRATCH, ACCESSES, WIDTH, FIRE, PIN = 0x000, 0x010, 0x020, 0x024, 0x028, 0x02C
+DMA_ADDRESS, DMA_OFFSET, DMA_COUNT, DMA_RUN = 0x030, 0x038, 0x040, 0x044
+
+IDENTIFICATION = 0x54534554
+REGISTERS, TABLE, MEMORY, PORTS = 0, 1, 2, 4
+MEMORY_SIZE = 64 << 20
+MAPPABLE = ((0, 1 << 20), (32 << 20, 1 << 20))
+VECTORS = 32
+PBA_OFFSET = 0x800
+SERIAL_NUMBER = 0x0123_4567_89AB_CDEF
+TO_DEVICE, TO_CLIENT = 1, 2
+
+_STORED = {DMA_ADDRESS: 8, DMA_OFFSET: 8, DMA_COUNT: 4}
+
+
+class TestDevice(DeviceModel):
+    """The test device."""
+
+    __test__ = False  # the name is not meant for a test collector
+
+    identity = Identity(0x1B36, 0x0005, 0x00FF00, 0x01, 0x1AF4, 0x1100)
+    bars: ClassVar[Mapping[int, ModelBAR]] = {
+        REGISTERS: ModelBAR(4096),
+        TABLE: ModelBAR(4096),
+        MEMORY: ModelBAR(
+            MEMORY_SIZE, BARType.MEM64, prefetchable=True, backed=True, mappable=MAPPABLE
+        ),
+        PORTS: ModelBAR(32, BARType.IO, backed=True),
+    }
+    interrupt_pin = 1
+    msix = ModelMSIX(VECTORS, table=(TABLE, 0), pba=(TABLE, PBA_OFFSET))
+    express = True
+    capabilities = (
+        ModelCapability(CapabilityID.PM, b"\x03\x00\x08\x00\x00\x00", b"\0\0\x03\0\0\0"),
+        ModelCapability(CapabilityID.VNDR, b"\x08TEST\x00"),
+    )
+    extended_capabilities = (
+        ModelCapability(ExtendedCapabilityID.ERR, bytes(0x44), version=2),
+        ModelCapability(ExtendedCapabilityID.DSN, SERIAL_NUMBER.to_bytes(8, "little")),
+        ModelCapability(ExtendedCapabilityID.VNDR, b"\x01\x00\x00\x01TEST"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._scratch = bytearray(8)
+        self._accesses = 0
+        self._width = 0
+        self._pin = 0
+        self._result = 0
+        self._stored = dict.fromkeys(_STORED, 0)
+
+    # Registers
+
+    def bar_read(self, bar: int, offset: int, width: int) -> int:
+        """A register; holes give 0."""
+        if bar != REGISTERS:
+            return 0
+        if SCRATCH <= offset < SCRATCH + 8:
+            self._note(width)
+            at = offset - SCRATCH
+            return int.from_bytes(self._scratch[at : at + width], "little")
+        for register, size in _STORED.items():
+            if register <= offset < register + size:
+                return self._stored[register] >> 8 * (offset - register)
+        return {
+            ID: IDENTIFICATION,
+            ACCESSES: self._accesses,
+            WIDTH: self._width,
+            PIN: self._pin,
+            DMA_RUN: self._result,
+        }.get(offset, 0)
+
+    def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
+        """A register; writes to holes are dropped."""
+        if bar != REGISTERS:
+            return
+        if SCRATCH <= offset < SCRATCH + 8:
+            self._note(width)
+            at = offset - SCRATCH
+            self._scratch[at : at + width] = value.to_bytes(width, "little")
+        elif offset == FIRE:
+            if value < VECTORS:
+                self.send_msix(value)
+        elif offset == PIN:
+            self._pin = value & 1
+            self.set_intx(bool(self._pin))
+        elif offset == DMA_RUN:
+            self._result = self._run_dma(value)
+        else:
+            self._store(offset, width, value)
+
+    def _store(self, offset: int, width: int, value: int) -> None:
+        for register, size in _STORED.items():
+            if register <= offset < register + size:
+                shift = 8 * (offset - register)
+                mask = ((1 << 8 * width) - 1) << shift
+                kept = self._stored[register] & ~mask
+                self._stored[register] = (kept | value << shift) & ((1 << 8 * size) - 1)
+
+    def _note(self, width: int) -> None:
+        self._accesses += 1
+        self._width = width
+
+    # DMA
+
+    def _run_dma(self, direction: int) -> int:
+        address, offset = self._stored[DMA_ADDRESS], self._stored[DMA_OFFSET]
+        count = self._stored[DMA_COUNT]
+        if offset + count > MEMORY_SIZE or direction not in (TO_DEVICE, TO_CLIENT):
+            return errno.EINVAL
+        memory = self.bar_memory(MEMORY)[offset : offset + count]
+        try:
+            if direction == TO_DEVICE:
+                memory[:] = np.frombuffer(self.dma_read(address, count), np.uint8)
+            else:
+                self.dma_write(address, memory.tobytes())
+        except DMAError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def reset(self) -> None:
+        """Registers to their power-on state; the memory of BAR 2 keeps its contents."""
+        self._clear()
+        self.set_intx(False)
