@@ -1,0 +1,45 @@
+# Everything a developer needs; each target sets up what it needs by itself.
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+TREE   := setup.py pyproject.toml pyvfio/native/build.py pyvfio/native/mmio.c
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/run.stamp ## drive an emulated PCI device from another process, no hardware needed
+	@$(PYTHON) -m pyvfio demo
+
+test: $(VENV)/dev.stamp lint ## lint, types and all tests
+	$(PYTHON) -m pytest
+
+check: $(VENV)/dev.stamp lint ## lint, types, unit and conformance tests: under 2 minutes
+	$(PYTHON) -m pytest tests/unit tests/conformance
+
+lint: $(VENV)/dev.stamp ## format, lint and types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+bench: $(VENV)/dev.stamp ## measure, each figure beside its baseline
+	$(PYTHON) -m bench
+
+clean: ## remove everything that was built or downloaded
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f pyvfio/native/_native.c pyvfio/native/*.so pyvfio/native/*.o
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@sh tests/prepare.sh $(VENV)
+
+$(VENV)/run.stamp: $(VENV)/bin/python $(TREE)
+	@echo "Building pyvfio in $(VENV) (cffi, numpy and posix_ipc come from the package index) ..."
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	@echo "Installing pytest, hypothesis, ruff and mypy in $(VENV) ..."
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@

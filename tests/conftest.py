@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fixtures of all tests: nothing may leak, and nothing may be skipped where all is required."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pyvfio
+from pyvfio.pci.device import PCIDevice
+from tests.support import ServerProcess, eventually, open_fds, shared_segments, thread_names
+
+REQUIRE = "PYVFIO_REQUIRE"
+"""Set to ``all`` (CI does), this makes each skip a failure."""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(REQUIRE) == "all":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but {REQUIRE}=all: {report.longrepr[2]}"
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Descriptors, threads and shared memory after a test are those from before it."""
+    gc.collect()
+    fds, threads, segments = open_fds(), thread_names(), shared_segments()
+    yield
+    gc.collect()
+    assert eventually(lambda: thread_names() <= threads), thread_names() - threads
+    after = open_fds()
+    leaked = {fd: name for fd, name in after.items() if fds.get(fd) != name}
+    assert len(after) <= len(fds), f"descriptors leaked: {leaked}"
+    assert shared_segments() <= segments
+
+
+@pytest.fixture(scope="session")
+def socket_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's, which may have 107 bytes in all."""
+    with tempfile.TemporaryDirectory(prefix="pyvfio-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def serve(socket_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers of a test's own; they are stopped after it."""
+    servers: list[ServerProcess] = []
+
+    def start(model: str = "edu", *options: str) -> ServerProcess:
+        path = socket_folder / f"own-{len(servers)}.sock"
+        servers.append(ServerProcess(model, path, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def edu_server(socket_folder: Path) -> Iterator[ServerProcess]:
+    """One server of the edu model for all tests that leave it as it was."""
+    with ServerProcess("edu", socket_folder / "edu.sock") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def testdev_server(socket_folder: Path) -> Iterator[ServerProcess]:
+    """One server of the test device for all tests that leave it as it was."""
+    with ServerProcess("testdev", socket_folder / "testdev.sock") as server:
+        yield server
+
+
+@pytest.fixture
+def edu(edu_server: ServerProcess) -> Iterator[PCIDevice]:
+    """An edu device, freshly reset."""
+    with pyvfio.open(edu_server.uri) as dev:
+        dev.reset()
+        yield dev
+
+
+@pytest.fixture
+def testdev(testdev_server: ServerProcess) -> Iterator[PCIDevice]:
+    """A test device, freshly reset."""
+    with pyvfio.open(testdev_server.uri) as dev:
+        dev.reset()
+        yield dev
