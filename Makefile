@@ -32,7 +32,7 @@ clean: ## remove everything that was built or downloaded
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@sh tests/prepare.sh $(VENV)
+	@sh tools/make-venv.sh $(VENV)
 
 $(VENV)/run.stamp: $(VENV)/bin/python $(TREE)
 	@echo "Building pyvfio in $(VENV) (cffi, numpy and posix_ipc come from the package index) ..."

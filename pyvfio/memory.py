@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import secrets
+import warnings
 import weakref
 from enum import Enum
 from types import TracebackType
@@ -115,11 +116,11 @@ class SharedMemory:
         self.size = -(-size // page) * page
         self.kind = kind
         try:
-            self.fd = _create(self.size, kind, huge_page_size)
+            fd = _create(self.size, kind, huge_page_size)
             try:
-                mapped = MappedMemory(self.fd, 0, self.size)
+                mapped = MappedMemory(fd, 0, self.size)
             except OSError:
-                os.close(self.fd)
+                os.close(fd)
                 raise
         except OSError as error:
             hint = "are huge pages reserved? (vm.nr_hugepages)" if huge_page_size else ""
@@ -129,6 +130,7 @@ class SharedMemory:
                 errno=error.errno,
                 hint=hint,
             ) from error
+        self.fd = fd
         self._view = View(mapped, "shared memory")
 
     @property
@@ -164,6 +166,14 @@ class SharedMemory:
             os.close(self.fd)
             self.fd = -1
         self._view.release()
+
+    def __del__(self) -> None:
+        if self.__dict__.get("fd", -1) >= 0:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.release()
+
+    def __repr__(self) -> str:
+        return f"<SharedMemory {self.kind.value} size={self.size} fd={self.fd}>"
 
     def __enter__(self) -> SharedMemory:
         return self

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,13 @@ START_SECONDS = 30.0
 class ServerProcess:
     """``pyvfio serve MODEL`` in another process, ready when the constructor returns."""
 
-    def __init__(self, model: str, path: Path, *options: str) -> None:
+    def __init__(
+        self,
+        model: str,
+        path: Path,
+        *options: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.uri = f"vfio-user:{path}"
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
@@ -32,6 +38,7 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=ROOT,
+            env=environment,
         )
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)

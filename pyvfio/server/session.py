@@ -43,10 +43,12 @@ OWN = Capabilities(
 REQUEST_TIMEOUT = 5.0
 """Seconds that VERSION, and the answer to a DMA_READ or DMA_WRITE, may take."""
 
-BACKLOG = 4096
-"""Requests queued for the model before the socket is left unread."""
-MAX_BACKLOG = 1 << 20
-"""Requests queued while the model waits for the client's memory; more is abuse."""
+BACKLOG = 8 << 20
+"""Bytes of requests queued for the model before the socket is left unread."""
+MAX_BACKLOG = 256 << 20
+"""Bytes of requests queued while the model waits for the client's memory; more is abuse."""
+QUEUED_REQUEST = 512
+"""What a queued request costs beyond its bytes on the wire, about."""
 
 
 class _Answer(NamedTuple):
@@ -68,6 +70,7 @@ class Session:
         self._requests: queue.SimpleQueue[PeerRequest | None] = queue.SimpleQueue()
         self._twin: Channel | None = None
         self._flow = threading.Lock()
+        self._backlog = 0
         self._asking = 0
         self._limits = Limits()
         self._guest: GuestMemory
@@ -118,12 +121,12 @@ class Session:
 
     def _queue_request(self, channel: Channel, request: PeerRequest) -> None:
         self._requests.put(request)
-        backlog = self._requests.qsize()
         with self._flow:
-            if backlog > MAX_BACKLOG:
+            self._backlog += request.size + QUEUED_REQUEST
+            if self._backlog > MAX_BACKLOG:
                 raise ConnectionResetError("the client sends more than can be queued")
             # The answer that the model waits for may stand behind all this: then read on.
-            if backlog > BACKLOG and not self._asking:
+            if self._backlog > BACKLOG and not self._asking:
                 channel.pause_reading(True)
 
     def _refuse_on_twin(self, channel: Channel, request: PeerRequest) -> None:
@@ -182,8 +185,10 @@ class Session:
             request = self._requests.get()
             if request is None:
                 return
-            if self._requests.qsize() < BACKLOG // 2:
-                self._channel.pause_reading(False)
+            with self._flow:
+                self._backlog -= request.size + QUEUED_REQUEST
+                if self._backlog < BACKLOG // 2:
+                    self._channel.pause_reading(False)
             self._handle(request)
 
     def _handle(self, request: PeerRequest) -> None:

@@ -42,12 +42,16 @@ _ERROR = HeaderFlags.REPLY | HeaderFlags.ERROR
 
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
-    """The peer asks for something; answer with :meth:`Connection.reply` unless ``no_reply``."""
+    """The peer asks for something; answer with :meth:`Connection.reply` unless ``no_reply``.
+
+    ``size`` is that of the whole message in bytes.
+    """
 
     id: int
     command: Command
     message: Any
     no_reply: bool
+    size: int
     fds: tuple[int, ...] = ()
 
 
@@ -58,6 +62,7 @@ class RequestInvalid:
     id: int
     command: int
     no_reply: bool
+    size: int
     errno: int
     reason: str
     fds: tuple[int, ...] = ()
@@ -319,8 +324,10 @@ class Connection:
             message = spec.request.decode(payload)
         except PayloadError as error:
             reason = f"{command_name(header.command)}: {error}"
-            return RequestInvalid(header.id, header.command, no_reply, error.errno, reason, fds)
-        return RequestReceived(header.id, command, message, no_reply, fds)
+            return RequestInvalid(
+                header.id, header.command, no_reply, header.size, error.errno, reason, fds
+            )
+        return RequestReceived(header.id, command, message, no_reply, header.size, fds)
 
     def _known_request(self, number: int) -> tuple[Command, CommandSpec]:
         spec = COMMANDS.get(number)  # type: ignore[call-overload]
