@@ -15,7 +15,7 @@ import warnings
 import weakref
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ import posix_ipc
 
 from pyvfio.errors import BufferInUse, DeviceClosed, VFIOError
 from pyvfio.native.mmio import MappedMemory
-
-if TYPE_CHECKING:
-    from pyvfio.container import Container
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
@@ -218,6 +215,16 @@ def _sized(fd: int, size: int) -> int:
     return fd
 
 
+class BufferOwner(Protocol):
+    """What a buffer needs of the container that made it."""
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Take the buffer away from the device."""
+
+    def forget(self, buffer: DMABuffer) -> None:
+        """A buffer was released."""
+
+
 class DMABuffer:
     """Memory that the program and the device share; made by :meth:`Container.alloc`.
 
@@ -225,7 +232,7 @@ class DMABuffer:
     :ivar size: bytes, whole pages.
     """
 
-    def __init__(self, container: Container, memory: SharedMemory, iova: int) -> None:
+    def __init__(self, container: BufferOwner, memory: SharedMemory, iova: int) -> None:
         self._container = container
         self._memory = memory
         self.iova = iova
