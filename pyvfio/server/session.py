@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One client of a server: negotiation, then its requests, one after the other.
 
-The channel's thread reads and queues; :meth:`Session.run` carries out, so that a model may take its
-time, and may wait for the client's memory, without the stream being left unread.
+:meth:`Session.run` reads a request and carries it out.  While a model takes its time, or waits for
+the client's memory, the channel goes on reading and requests are queued.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import queue
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,6 +60,43 @@ class _Answer(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
+class _Inbox:
+    """The requests that were read and not carried out yet; the session waits for it.
+
+    None stands for the end.
+    """
+
+    _WAKE = object()
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._first: deque[PeerRequest | None] = deque()
+
+    def put(self, request: PeerRequest | None) -> None:
+        self._queue.put(request)
+
+    def take(self) -> PeerRequest | None:
+        """The next request; only after :meth:`ready` was true."""
+        return self._first.popleft()
+
+    def ready(self) -> bool:
+        """Whether a request is there; notes of being woken are thrown away."""
+        while not self._first and not self._queue.empty():
+            self._keep(self._queue.get())
+        return bool(self._first)
+
+    def sleep(self, seconds: float | None) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._keep(self._queue.get(timeout=seconds))
+
+    def wake(self) -> None:
+        self._queue.put(self._WAKE)
+
+    def _keep(self, item: object) -> None:
+        if item is None or isinstance(item, RequestReceived | RequestInvalid):
+            self._first.append(item)
+
+
 class Session:
     """Serves one client until it leaves.
 
@@ -67,17 +106,21 @@ class Session:
 
     def __init__(self, sock: socket.socket, function: PCIFunction, name: str) -> None:
         self._function = function
-        self._requests: queue.SimpleQueue[PeerRequest | None] = queue.SimpleQueue()
+        self._requests = _Inbox()
         self._twin: Channel | None = None
         self._flow = threading.Lock()
         self._backlog = 0
         self._asking = 0
         self._limits = Limits()
         self._guest: GuestMemory
-        self._channel = self._make_channel(sock, name, self._queue_request)
+        self._channel = self._make_channel(sock, name, self._queue_request, self._on_lost)
 
     def _make_channel(
-        self, sock: socket.socket, name: str, on_request: Callable[[Channel, PeerRequest], None]
+        self,
+        sock: socket.socket,
+        name: str,
+        on_request: Callable[[Channel, PeerRequest], None],
+        on_lost: Callable[[VFIOError], None],
     ) -> Channel:
         return Channel(
             sock,
@@ -86,7 +129,7 @@ class Session:
             max_data=version.DEFAULT_MAX_DATA_XFER_SIZE,
             timeout=REQUEST_TIMEOUT,
             on_request=on_request,
-            on_lost=self._on_lost,
+            on_lost=on_lost,
         )
 
     def run(self) -> None:
@@ -107,17 +150,18 @@ class Session:
     def stop(self) -> None:
         """Have :meth:`run` return soon; any thread may call this."""
         self._requests.put(None)
+        self._channel.nudge()
 
     def _close(self) -> None:
         if self._twin is not None:
             self._twin.close()
         self._channel.close()
-        while not self._requests.empty():
-            request = self._requests.get()
+        while self._requests.ready():
+            request = self._requests.take()
             if request is not None:
                 close_fds(request.fds)
 
-    # In the channel's thread
+    # Called by the thread that reads
 
     def _queue_request(self, channel: Channel, request: PeerRequest) -> None:
         self._requests.put(request)
@@ -137,14 +181,17 @@ class Session:
         log.info("%s", error)
         self._requests.put(None)
 
+    def _on_twin_lost(self, error: VFIOError) -> None:
+        # The client can go on without; DMA that needs the twin socket fails.
+        log.info("%s", error)
+
     # Negotiation
 
     def _negotiate(self) -> bool:
-        try:
-            request = self._requests.get(timeout=REQUEST_TIMEOUT)
-        except queue.Empty:
+        if not self._channel.wait_for(self._requests, REQUEST_TIMEOUT):
             log.warning("%s: no VERSION within %s s", self._channel.name, REQUEST_TIMEOUT)
             return False
+        request = self._requests.take()
         if request is None:
             return False
         close_fds(request.fds)
@@ -175,14 +222,14 @@ class Session:
         own_end, client_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with client_end:
             name = f"{self._channel.name} (twin socket)"
-            self._twin = self._make_channel(own_end, name, self._refuse_on_twin)
+            self._twin = self._make_channel(own_end, name, self._refuse_on_twin, self._on_twin_lost)
             self._channel.reply(request, reply, [client_end.fileno()])
 
     # Requests
 
     def _serve(self) -> None:
-        while True:
-            request = self._requests.get()
+        while self._channel.wait_for(self._requests, None):
+            request = self._requests.take()
             if request is None:
                 return
             with self._flow:

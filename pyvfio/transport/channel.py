@@ -1,26 +1,32 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One vfio-user socket in use: callers that wait for replies, and a thread that serves the peer.
+"""One vfio-user socket in use: callers that wait for replies, and a peer that is served meanwhile.
 
-The thread of a channel reads everything, finishes what the socket did not take at once, completes
-the callers' requests and hands the peer's requests to ``on_request``.  It never waits for a reply,
-so the peer is served while a request of ours is outstanding and while the program does something
-else altogether.  Senders write directly while nothing is queued, so order is kept.
+One thread at a time has the turn to read the socket: it completes everybody's requests, hands the
+peer's requests to ``on_request``, and finishes what the socket did not take at once.  A thread that
+waits takes the turn if it is free, so a request costs no switch between threads; when it has its
+answer it passes the turn to another that waits.  While nobody waits, the channel's own thread has
+it.  So the peer is served while a request of ours is outstanding, and while the program does
+something else altogether.
 
-Time-outs leave the stream in step: the late reply is drained.  Loss of the peer completes every
-waiting caller at once.
+Senders write directly while nothing is queued, so order is kept.  Time-outs leave the stream in
+step: the late reply is drained.  Loss of the peer completes every waiting caller at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
+import queue
 import select
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from pyvfio.errors import (
     ConnectionLost,
@@ -58,6 +64,9 @@ MAX_QUEUED = 64 << 20
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
 
+IDLE = 0.001
+"""Seconds without a caller after which the channel's own thread takes the turn to read."""
+
 PeerRequest: TypeAlias = RequestReceived | RequestInvalid
 
 
@@ -80,6 +89,19 @@ class _Outgoing:
         self.fds = []
 
 
+class Waiter(Protocol):
+    """Somebody who waits for something to be read; see :meth:`Channel.wait_for`."""
+
+    def ready(self) -> bool:
+        """Whether it has come."""
+
+    def sleep(self, seconds: float | None) -> None:
+        """Wait for it, or to be woken, while another thread reads."""
+
+    def wake(self) -> None:
+        """End :meth:`sleep`: it has come, or the turn to read is free."""
+
+
 class Call:
     """A request that has been sent, or is about to be."""
 
@@ -88,18 +110,25 @@ class Call:
         self.command = command
         self.number = -1
         self._outcome: Reply | VFIOError | None = None
-        # A bare lock is the cheapest thing to wait on: taken here, released by completion.
-        self._done = threading.Lock()
-        self._done.acquire()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def complete(self, outcome: Reply | VFIOError) -> None:
         """Called once, by the channel."""
         self._outcome = outcome
-        self._done.release()
+        self._bell.put(None)
 
-    def join(self) -> None:
-        """Wait for a completion that is sure to come."""
-        self._done.acquire()
+    def ready(self) -> bool:
+        """Whether the outcome is known."""
+        return self._outcome is not None
+
+    def sleep(self, seconds: float | None) -> None:
+        """Wait to be woken."""
+        with contextlib.suppress(queue.Empty):
+            self._bell.get(timeout=seconds)
+
+    def wake(self) -> None:
+        """End :meth:`sleep`."""
+        self._bell.put(None)
 
     def result(self, timeout: float | None = None) -> Reply:
         """Wait for the reply.
@@ -111,7 +140,7 @@ class Call:
         :raises VFIOTimeout: no reply came; it will be drained if it still comes.
         """
         seconds = self._channel.timeout if timeout is None else timeout
-        if not self._done.acquire(timeout=seconds):
+        if not self._channel.wait_for(self, seconds):
             self._channel.give_up(self, seconds)
         outcome = self._outcome
         if isinstance(outcome, VFIOError):
@@ -128,8 +157,8 @@ class Channel:
     :param name: what errors call the peer, such as a URI.
     :param max_data: largest count of data bytes taken in a request.
     :param timeout: seconds that a request waits for its reply.
-    :param on_request: called in the channel's thread with the channel and each request of the
-        peer; it must not wait, owns ``request.fds``, and answers with :meth:`reply` or
+    :param on_request: called with the channel and each request of the peer, by the thread that
+        reads; it must not wait, owns ``request.fds``, and answers with :meth:`reply` or
         :meth:`refuse`, then or later.
     :param on_lost: called once when the peer is gone, in whichever thread noticed; not on close().
     """
@@ -156,14 +185,25 @@ class Channel:
         self._room = threading.Condition(self._lock)
         self._queue: deque[_Outgoing] = deque()
         self._queued = 0
-        self._slots = threading.BoundedSemaphore(MAX_IN_FLIGHT)
+        self._in_flight = 0
         self._lost: VFIOError | None = None
         self._closing = False
         self._paused = False
+        # Who has the turn holds the lock; the waiters who have not sleep, and are passed it.
+        self._turn = threading.Lock()
+        self._reader: int | None = None
+        self._waiters: list[Waiter] = []
+        self._waits = 0
+        self._standby = False
+        self._recall: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._sending = False
+        self._poller = select.poll()
+        self._registered = -1
         self._wake_fd = -1
         self._thread = threading.Thread(target=self._run, name=f"vfio-user {name}", daemon=True)
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._poller.register(self._wake_fd, select.POLLIN)
             self._thread.start()
         except BaseException:
             self._drop_descriptors()
@@ -186,20 +226,20 @@ class Channel:
 
         ``fds`` stay the caller's, who may close them when this returns.
         """
-        self._refuse_own_thread(command)
-        if not self._slots.acquire(timeout=self.timeout):
-            raise self._timeout(command, self.timeout, f"{MAX_IN_FLIGHT} requests are unanswered")
+        self._refuse_reader(command)
         call = Call(self, command)
+
+        def encode() -> list[Buffer]:
+            self._wait_for_slot(command)
+            call.number, buffers = self._encode(command, message, call)
+            self._in_flight += 1
+            return buffers
+
         try:
-            with self._lock:
-                self._check_usable(command)
-                call.number, buffers = self._encode(command, message, call)
-                failure = self._send(buffers, fds)
-        except BaseException:
-            self._slots.release()
-            raise
-        if failure is not None:
-            self._lose(ConnectionLost, str(failure))
+            self._transmit(command, encode, fds)
+        except ConnectionLost:
+            if call.number < 0:  # otherwise it was pending, and losing the peer completes it
+                raise
         return call
 
     def post(self, command: Command, message: Request) -> None:
@@ -207,23 +247,23 @@ class Channel:
 
         :raises VFIOTimeout: the peer does not read and too much is queued for it already.
         """
-        self._refuse_own_thread(command)
-        with self._lock:
-            self._wait_for_room(command, self.timeout)
-            _, buffers = self._encode(command, message, None, no_reply=True)
-            failure = self._send(buffers, ())
-        if failure is not None:
-            self._lose(ConnectionLost, str(failure))
-            raise self._lost_error(command)
+        self._refuse_reader(command)
+
+        def encode() -> list[Buffer]:
+            return self._encode(command, message, None, no_reply=True)[1]
+
+        self._transmit(command, encode, (), room=self.timeout)
 
     def give_up(self, call: Call, seconds: float) -> None:
         """Stop waiting for ``call`` unless it completed just now; raises :class:`VFIOTimeout`."""
         with self._lock:
-            abandoned = self._connection.abandon(call.number)
-        if not abandoned:
-            call.join()
+            abandoned = not self._over() and self._connection.abandon(call.number)
+            if abandoned:
+                self._free_slot()
+        if not abandoned:  # it has been completed, or is being
+            while not call.ready():
+                call.sleep(None)
             return
-        self._slots.release()
         raise self._timeout(call.command, seconds, "no reply")
 
     # Answers to the peer
@@ -231,7 +271,7 @@ class Channel:
     def reply(self, request: RequestReceived, message: Message, fds: Sequence[int] = ()) -> None:
         """Answer a request, unless it wants no answer.
 
-        :raises ConnectionLost: the peer is gone; not in the channel's own thread.
+        :raises ConnectionLost: the peer is gone.
         """
         if not request.no_reply:
             self._answer(request.command, lambda: self._connection.reply(request, message), fds)
@@ -242,14 +282,10 @@ class Channel:
             self._answer(request.command, lambda: self._connection.error(request, number), ())
 
     def _answer(self, command: int, encode: Callable[[], list[Buffer]], fds: Sequence[int]) -> None:
-        with self._lock:
-            if threading.current_thread() is not self._thread:
-                self._wait_for_room(command, None)
-            elif self._lost is not None or self._closing:
-                return
-            failure = self._send(encode(), fds)
-        if failure is not None:
-            self._lose(ConnectionLost, str(failure))
+        if self._reader != threading.get_ident():
+            self._transmit(command, encode, fds, room=math.inf)
+        elif not self._over():
+            self._transmit(command, encode, fds)
 
     # Life
 
@@ -269,6 +305,10 @@ class Channel:
             self._paused = paused
             self._wake()
 
+    def nudge(self) -> None:
+        """Have whoever reads look whether it is ready for another reason."""
+        self._wake()
+
     def close(self) -> None:
         """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
         with self._lock:
@@ -278,8 +318,10 @@ class Channel:
             self._closing = True
             self._room.notify_all()
             self._wake()
+        self._pass_turn()
         self._thread.join()
-        self._finish_all(DeviceClosed, "closed")
+        with self._turn:  # whoever reads has seen that it is over
+            self._finish_all(DeviceClosed, "closed")
         self._drop_descriptors()
 
     def _drop_descriptors(self) -> None:
@@ -292,42 +334,73 @@ class Channel:
             os.close(self._wake_fd)
             self._wake_fd = -1
 
-    # Sending, with the lock held
+    # Sending
+
+    def _transmit(
+        self,
+        command: int,
+        encode: Callable[[], list[Buffer]],
+        fds: Sequence[int],
+        room: float | None = None,
+    ) -> None:
+        """Encode and send one message, in order with all others.
+
+        :param room: seconds to wait until less is queued; not at all by default.
+        """
+        try:
+            with self._lock:
+                self._check_usable(command)
+                if room is not None:
+                    self._wait_for_room(command, room)
+                self._send(encode(), fds)
+        except (OSError, KeyboardInterrupt) as error:
+            if isinstance(error, VFIOError):
+                raise
+            if self._sending:  # what is left of the message would be lost, and the step with it
+                self._lose(ConnectionLost, str(error) or "interrupted while sending")
+            if isinstance(error, OSError):
+                raise self._lost_error(command) from error
+            raise
 
     def _encode(
         self, command: Command, message: Request, call: Call | None, no_reply: bool = False
     ) -> tuple[int, list[Buffer]]:
         try:
             return self._connection.request(command, message, call, no_reply=no_reply)
-        except struct.error as error:
+        except (struct.error, ValueError) as error:
             raise LocalProtocolError(
                 f"a value does not fit into the message: {error}", op=command.name, uri=self.name
             ) from error
 
-    def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> OSError | None:
-        """Send or queue; the error of a socket that has failed is returned, not raised."""
-        sent = 0
-        if not self._queue:
-            try:
-                sent = send(self._sock, buffers, fds)
-            except OSError as error:
-                return error
+    def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> None:
+        """Send or queue, with the lock held."""
+        self._sending = True
+        sent = 0 if self._queue else send(self._sock, buffers, fds)
         rest = payload_size(buffers) - sent
         if rest:
             # A copy: the caller may change its buffers and close its descriptors from here on.
             self._queue.append(_Outgoing(b"".join(buffers)[sent:], () if sent else fds))
             self._queued += rest
             self._wake()
-        return None
+        self._sending = False
 
-    def _wait_for_room(self, command: int, timeout: float | None) -> None:
-        self._check_usable(command)
+    def _wait_for_room(self, command: int, seconds: float) -> None:
+        timeout = None if seconds == math.inf else seconds
         if not self._room.wait_for(self._has_room, timeout):
-            raise self._timeout(command, timeout, "the peer does not read")
+            raise self._timeout(command, seconds, "the peer does not read")
+        self._check_usable(command)
+
+    def _wait_for_slot(self, command: int) -> None:
+        def has_slot() -> bool:
+            return self._in_flight < MAX_IN_FLIGHT or self._over()
+
+        if not has_slot() and not self._room.wait_for(has_slot, self.timeout):
+            reason = f"{MAX_IN_FLIGHT} requests are unanswered"
+            raise self._timeout(command, self.timeout, reason)
         self._check_usable(command)
 
     def _has_room(self) -> bool:
-        return self._queued < MAX_QUEUED or self._lost is not None or self._closing
+        return self._queued < MAX_QUEUED or self._over()
 
     def _check_usable(self, command: int) -> None:
         if self._closing:
@@ -335,30 +408,108 @@ class Channel:
         if self._lost is not None:
             raise self._lost_error(command)
 
-    def _refuse_own_thread(self, command: Command) -> None:
-        if threading.current_thread() is self._thread:
+    def _refuse_reader(self, command: Command) -> None:
+        if self._reader == threading.get_ident():
             raise LocalProtocolError(
                 "a request from the thread that serves the peer would never be answered",
                 op=command.name,
                 uri=self.name,
             )
 
-    # The channel's own thread
+    # The turn to read
+
+    def wait_for(self, waiter: Waiter, seconds: float | None) -> bool:
+        """Wait until ``waiter`` is ready, reading the socket if nobody else does.
+
+        :param seconds: how long at most; None for ever.
+        :returns: whether it is ready; False as well when the channel is lost or closed.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._lock:
+            # Before the turn is asked for: whoever leaves it then sees that somebody waits.
+            self._waiters.append(waiter)
+            self._waits += 1
+        try:
+            while not waiter.ready() and not self._over():
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                if self._turn.acquire(blocking=False):
+                    try:
+                        self._read_for(waiter, deadline)
+                    finally:
+                        self._turn.release()
+                else:
+                    waiter.sleep(left)
+            return waiter.ready()
+        finally:
+            with self._lock:
+                self._waiters.remove(waiter)
+            self._pass_turn()
+
+    def _pass_turn(self) -> None:
+        """Have somebody who waits take the turn; the channel's own thread, if it stands by."""
+        with self._lock:
+            heir = self._waiters[0] if self._waiters else None
+            standby, self._standby = self._standby, False
+        if heir is not None and not self._turn.locked():
+            heir.wake()
+        if standby:
+            self._recall.put(None)
+
+    def _read_for(self, waiter: Waiter, deadline: float | None) -> None:
+        while not waiter.ready() and not self._over():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            self._read_once(left)
 
     def _run(self) -> None:
-        poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
+        """The channel's own thread: has the turn while nobody waits."""
+        while not self._over():
+            waits = self._waits
+            if self._turn.acquire(blocking=False):
+                try:
+                    while waits == self._waits and not self._over():
+                        self._read_once(None)
+                finally:
+                    self._turn.release()
+                self._pass_turn()
+            else:
+                self._stand_by(waits)
+            # Callers come in bursts; between two of them the turn is not worth having.
+            while waits != self._waits and not self._over():
+                waits = self._waits
+                time.sleep(IDLE)
+
+    def _stand_by(self, waits: int) -> None:
+        """Sleep as long as the one who waits now does; a short wait is not worth it."""
+        time.sleep(IDLE)
+        with self._lock:
+            if not self._waiters or waits != self._waits or self._over():
+                return
+            self._standby = True
+        self._recall.get()
+
+    def _over(self) -> bool:
+        return self._closing or self._lost is not None
+
+    def _read_once(self, seconds: float | None) -> None:
+        """Wait for the socket and do what it is ready for; only with the turn."""
+        self._reader = threading.get_ident()
         try:
-            while not self._closing and self._lost is None:
-                poller.register(self._sock, self._interest())
-                for fd, events in poller.poll():
-                    if fd == self._wake_fd:
-                        os.eventfd_read(self._wake_fd)
-                        continue
-                    if events & select.POLLOUT:
-                        self._flush()
-                    if events & ~select.POLLOUT:
-                        self._read()
+            interest = self._interest()
+            if interest != self._registered:
+                self._poller.register(self._sock, interest)
+                self._registered = interest
+            for fd, events in self._poller.poll(None if seconds is None else 1000 * seconds):
+                if fd == self._wake_fd:
+                    os.eventfd_read(self._wake_fd)
+                    continue
+                if events & select.POLLOUT:
+                    self._flush()
+                if events & ~select.POLLOUT:
+                    self._read()
         except OSError as error:
             self._lose(ConnectionLost, str(error))
         except RemoteProtocolError as error:
@@ -366,6 +517,8 @@ class Channel:
         except Exception:
             log.exception("%s: cannot go on", self.name)
             self._lose(ConnectionLost, "an internal error, see the log")
+        finally:
+            self._reader = None
 
     def _interest(self) -> int:
         with self._lock:
@@ -375,9 +528,16 @@ class Channel:
     def _read(self) -> None:
         # The body usually follows its header at once: try it before polling again.
         for _ in ("header", "body"):
+            if not self._read_piece():
+                return
+
+    def _read_piece(self) -> bool:
+        """Read what is missing of a header or a body; returns whether a body is to follow."""
+        event: Event | None = None
+        try:
             got = receive(self._sock, self._connection.receive_buffer())
             if got is None:
-                return
+                return False
             count, fds = got
             if not count:
                 raise ConnectionResetError("the peer closed the connection")
@@ -385,8 +545,14 @@ class Channel:
                 event = self._connection.received(count, fds)
             if event is not None:
                 self._dispatch(event)
-            if not self._connection.in_body():
-                return
+        except KeyboardInterrupt:
+            # It may have cut the reading of a message, or the news of a reply.
+            self._lose(ConnectionLost, "interrupted while reading")
+            token = getattr(event, "token", None)
+            if isinstance(token, Call) and not token.ready():
+                self._complete(token, ConnectionLost("interrupted", uri=self.name))
+            raise
+        return self._connection.in_body()
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, RequestReceived | RequestInvalid):
@@ -431,7 +597,13 @@ class Channel:
 
     def _complete(self, call: Call, outcome: Reply | VFIOError) -> None:
         call.complete(outcome)
-        self._slots.release()
+        with self._lock:
+            self._free_slot()
+
+    def _free_slot(self) -> None:
+        if self._in_flight == MAX_IN_FLIGHT:
+            self._room.notify_all()
+        self._in_flight -= 1
 
     def _lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
         with self._lock:

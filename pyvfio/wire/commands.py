@@ -26,6 +26,7 @@ class Role(Enum):
 class CommandSpec(NamedTuple):
     """One command.
 
+    :param command: its number.
     :param sender: which side asks.
     :param request: payload class of the command.
     :param reply: payload class of the reply.
@@ -33,6 +34,7 @@ class CommandSpec(NamedTuple):
     :param reply_fds: most descriptors that the reply may carry.
     """
 
+    command: Command
     sender: Role
     request: type[messages.Request]
     reply: type[messages.Message]
@@ -42,30 +44,44 @@ class CommandSpec(NamedTuple):
 
 _CLIENT, _SERVER = Role.CLIENT, Role.SERVER
 
-COMMANDS: dict[Command, CommandSpec] = {
-    Command.VERSION: CommandSpec(_CLIENT, messages.Version, messages.Version, reply_fds=MAX_FDS),
-    Command.DMA_MAP: CommandSpec(_CLIENT, messages.DMAMap, messages.Empty, request_fds=1),
-    Command.DMA_UNMAP: CommandSpec(_CLIENT, messages.DMAUnmap, messages.DMAUnmap),
-    Command.DEVICE_GET_INFO: CommandSpec(_CLIENT, messages.GetDeviceInfo, messages.DeviceInfo),
-    Command.DEVICE_GET_REGION_INFO: CommandSpec(
-        _CLIENT, messages.GetRegionInfo, messages.RegionInfo, reply_fds=1
+_SPECS = (
+    CommandSpec(Command.VERSION, _CLIENT, messages.Version, messages.Version, reply_fds=MAX_FDS),
+    CommandSpec(Command.DMA_MAP, _CLIENT, messages.DMAMap, messages.Empty, request_fds=1),
+    CommandSpec(Command.DMA_UNMAP, _CLIENT, messages.DMAUnmap, messages.DMAUnmap),
+    CommandSpec(Command.DEVICE_GET_INFO, _CLIENT, messages.GetDeviceInfo, messages.DeviceInfo),
+    CommandSpec(
+        Command.DEVICE_GET_REGION_INFO,
+        _CLIENT,
+        messages.GetRegionInfo,
+        messages.RegionInfo,
+        reply_fds=1,
     ),
-    Command.DEVICE_GET_REGION_IO_FDS: CommandSpec(
-        _CLIENT, messages.GetRegionIOFDs, messages.RegionIOFDs, reply_fds=MAX_FDS
+    CommandSpec(
+        Command.DEVICE_GET_REGION_IO_FDS,
+        _CLIENT,
+        messages.GetRegionIOFDs,
+        messages.RegionIOFDs,
+        reply_fds=MAX_FDS,
     ),
-    Command.DEVICE_GET_IRQ_INFO: CommandSpec(_CLIENT, messages.GetIRQInfo, messages.IRQInfo),
-    Command.DEVICE_SET_IRQS: CommandSpec(
-        _CLIENT, messages.SetIRQs, messages.Empty, request_fds=MAX_FDS
+    CommandSpec(Command.DEVICE_GET_IRQ_INFO, _CLIENT, messages.GetIRQInfo, messages.IRQInfo),
+    CommandSpec(
+        Command.DEVICE_SET_IRQS, _CLIENT, messages.SetIRQs, messages.Empty, request_fds=MAX_FDS
     ),
-    Command.REGION_READ: CommandSpec(_CLIENT, messages.RegionRead, messages.RegionData),
-    Command.REGION_WRITE: CommandSpec(_CLIENT, messages.RegionWrite, messages.RegionWritten),
-    Command.DMA_READ: CommandSpec(_SERVER, messages.DMARead, messages.DMAData),
-    Command.DMA_WRITE: CommandSpec(_SERVER, messages.DMAWrite, messages.DMAWritten),
-    Command.DEVICE_RESET: CommandSpec(_CLIENT, messages.Empty, messages.Empty),
-    Command.REGION_WRITE_MULTI: CommandSpec(
-        _CLIENT, messages.RegionWriteMulti, messages.RegionWriteMultiDone
+    CommandSpec(Command.REGION_READ, _CLIENT, messages.RegionRead, messages.RegionData),
+    CommandSpec(Command.REGION_WRITE, _CLIENT, messages.RegionWrite, messages.RegionWritten),
+    CommandSpec(Command.DMA_READ, _SERVER, messages.DMARead, messages.DMAData),
+    CommandSpec(Command.DMA_WRITE, _SERVER, messages.DMAWrite, messages.DMAWritten),
+    CommandSpec(Command.DEVICE_RESET, _CLIENT, messages.Empty, messages.Empty),
+    CommandSpec(
+        Command.REGION_WRITE_MULTI,
+        _CLIENT,
+        messages.RegionWriteMulti,
+        messages.RegionWriteMultiDone,
     ),
-    Command.DEVICE_FEATURE: CommandSpec(_CLIENT, messages.DeviceFeature, messages.DeviceFeature),
-    Command.MIG_DATA_READ: CommandSpec(_CLIENT, messages.MigDataRead, messages.MigData),
-    Command.MIG_DATA_WRITE: CommandSpec(_CLIENT, messages.MigDataWrite, messages.Empty),
-}
+    CommandSpec(Command.DEVICE_FEATURE, _CLIENT, messages.DeviceFeature, messages.DeviceFeature),
+    CommandSpec(Command.MIG_DATA_READ, _CLIENT, messages.MigDataRead, messages.MigData),
+    CommandSpec(Command.MIG_DATA_WRITE, _CLIENT, messages.MigDataWrite, messages.Empty),
+)
+
+COMMANDS: dict[int, CommandSpec] = {spec.command: spec for spec in _SPECS}
+"""Command number -> what there is to know of it."""
