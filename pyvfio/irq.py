@@ -217,6 +217,8 @@ class IRQSet:
         self._act(IRQSetFlags.TRIGGER, vector)
 
     def _act(self, action: IRQSetFlags, vector: int) -> None:
+        if not self._open:
+            raise DeviceClosed("closed", op=f"irq {self.index}", uri=self._owner.uri)
         if not 0 <= vector < len(self._irqs):
             raise IndexError(f"vector {vector} of {len(self._irqs)}")
         self._owner.set_irqs(self.index, action, vector, 1)

@@ -150,7 +150,8 @@ class Region:
         return bytes(data)
 
     def write_bytes(self, offset: int, data: Buffer) -> None:
-        """Write ``data``; the widths of the accesses are the transport's choice."""
+        """Write the bytes of ``data``; the widths of the accesses are the transport's choice."""
+        data = memoryview(data).cast("B")
         self._check_range("write", offset, len(data))
         if not len(data):
             return

@@ -69,7 +69,7 @@ class PCIDevice:
         for bar in self.bars.values():
             wanted |= Command.IO if bar.type is BARType.IO else Command.MEMORY
         command = self.config.command
-        if wanted & ~command:
+        if wanted & ~int(command):
             self.config.command = command | wanted
 
     @property
@@ -95,8 +95,8 @@ class PCIDevice:
 
     @bus_master.setter
     def bus_master(self, enabled: bool) -> None:
-        command = self.config.command
-        self.config.command = command | Command.MASTER if enabled else command & ~Command.MASTER
+        command, bit = int(self.config.command), int(Command.MASTER)
+        self.config.command = command | bit if enabled else command & ~bit
 
     @property
     def resettable(self) -> bool:

@@ -73,8 +73,12 @@ class InterruptKind:
                 f"the device has no {self.index.name}", op="enable", uri=self._base.uri
             )
         self._mode.check_free(self.index, self._base.uri)
-        if self.needs_bus_master:
-            self._config.command |= Command.MASTER
         irqs = self._base.enable_irqs(self.index, count)
         self._mode.active = irqs
+        if self.needs_bus_master:
+            try:
+                self._config.command |= Command.MASTER
+            except BaseException:
+                irqs.close()
+                raise
         return irqs

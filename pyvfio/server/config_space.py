@@ -67,7 +67,7 @@ class ModelConfigSpace:
     def change(self, register: Register, bit: int, on: bool, base: int = 0) -> None:
         """Set or clear bits of a register from the device's side."""
         value = self.get(register, base)
-        self.set(register, value | bit if on else value & ~bit, base)
+        self.set(register, value | bit if on else value & ~int(bit), base)
 
     def offset_of(self, capability: CapabilityID) -> int | None:
         """Where a capability is, if the device has it."""

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pyvfio.errors import DMAError
+from pyvfio.errors import DMAError, RemoteError, RemoteProtocolError
 from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
@@ -29,6 +29,8 @@ MAX_MESSAGE = 64 * 1024
 
 _PAGE = DEFAULT_PGSIZES & -DEFAULT_PGSIZES
 _END = 1 << 64
+# An integer: the inverse of an IntFlag leaves unknown bits out.
+_MAP_FLAGS = int(DMAMapFlags.READ | DMAMapFlags.WRITE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class GuestMemory:
 
         :raises OSError: EINVAL, EEXIST for an overlap, ENOSPC, or what mmap says.
         """
-        if request.flags & ~(DMAMapFlags.READ | DMAMapFlags.WRITE) or not request.flags:
+        if request.flags & ~_MAP_FLAGS or not request.flags:
             raise OSError(errno.EINVAL, f"flags {request.flags:#x}")
         if not request.size or (request.iova | request.size | request.offset) % _PAGE:
             raise OSError(errno.EINVAL, "address, size and offset must be whole pages")
@@ -89,7 +91,7 @@ class GuestMemory:
 
         :raises OSError: EINVAL where the range cuts a map, or for flags that do not exist.
         """
-        if request.flags & ~DMAUnmapFlags.ALL:
+        if request.flags & ~int(DMAUnmapFlags.ALL):
             raise OSError(errno.EINVAL, f"flags {request.flags:#x}")
         everything = bool(request.flags & DMAUnmapFlags.ALL)
         if everything and (request.iova or request.size):
@@ -130,7 +132,7 @@ class GuestMemory:
 
     def write(self, address: int, data: Buffer) -> None:
         """Write the client's memory; raises :class:`DMAError`."""
-        rest = memoryview(data)
+        rest = memoryview(data).cast("B")
         for entry, at, length in self._spans(address, len(rest), DMAMapFlags.WRITE):
             if entry.memory is None:
                 self._ask_to_write(at, rest[:length])
@@ -184,7 +186,7 @@ class GuestMemory:
         data = bytearray()
         while len(data) < length:
             count = min(self._chunk, length - len(data))
-            reply = self._ask(Command.DMA_READ, messages.DMARead(at + len(data), count))
+            reply = self._ask_client(Command.DMA_READ, messages.DMARead(at + len(data), count))
             assert isinstance(reply, messages.DMAData)
             data += reply.data
         return bytes(data)
@@ -192,7 +194,20 @@ class GuestMemory:
     def _ask_to_write(self, at: int, data: memoryview) -> None:
         for done in range(0, len(data), self._chunk):
             chunk = data[done : done + self._chunk]
-            self._ask(Command.DMA_WRITE, messages.DMAWrite(at + done, chunk))
+            self._ask_client(Command.DMA_WRITE, messages.DMAWrite(at + done, chunk))
+
+    def _ask_client(
+        self, command: Command, message: messages.DMARead | messages.DMAWrite
+    ) -> object:
+        try:
+            return self._ask(command, message)
+        except (RemoteError, RemoteProtocolError) as error:
+            raise DMAError(
+                f"the client refused: {error.reason}",
+                iova=message.address,
+                op=command.name,
+                errno=error.errno or errno.EIO,
+            ) from error
 
 
 def _start(entry: _Map) -> int:

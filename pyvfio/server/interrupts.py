@@ -74,7 +74,7 @@ class Interrupts:
         """
         irq = _irq(request.index)
         data, action = request.flags & IRQ_SET_DATA, request.flags & IRQ_SET_ACTION
-        known = IRQ_SET_DATA | IRQ_SET_ACTION
+        known = int(IRQ_SET_DATA | IRQ_SET_ACTION)
         if request.flags & ~known or not _one_bit(data) or not _one_bit(action):
             raise _invalid(f"flags {request.flags:#x}")
         if data != IRQSetFlags.DATA_EVENTFD and fds:
@@ -126,8 +126,8 @@ class Interrupts:
             for vector in vectors:
                 self._signal(irq, vector)
             return
-        if irq is not PCIIRQ.INTX:
-            raise _invalid(f"{irq.name} cannot be masked")
+        if irq is not PCIIRQ.INTX or irq not in self._enabled:
+            raise _invalid(f"{irq.name} cannot be masked now")
         if vectors:
             self._intx_masked = action == IRQSetFlags.MASK
             self.evaluate()

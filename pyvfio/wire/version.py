@@ -67,7 +67,9 @@ class Capabilities:
         if not text.endswith(b"\0"):
             raise ValueError("the text does not end with NUL")
         try:
-            document = json.loads(text[:-1], object_pairs_hook=_unique)
+            document = json.loads(
+                text[:-1].decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number
+            )
         except RecursionError as error:
             raise ValueError("nested too deeply") from error
         found = _object("version data", document).get("capabilities", {})
@@ -101,6 +103,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands there twice")
     return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:

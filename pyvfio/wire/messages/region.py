@@ -222,6 +222,8 @@ class RegionWriteMulti:
     writes: tuple[RegionWrite, ...]
 
     def encode(self) -> list[Buffer]:
+        if not all(1 <= len(write.data) <= MAX_WRITE_ENTRY for write in self.writes):
+            raise ValueError(f"a write that has not 1 to {MAX_WRITE_ENTRY} bytes")
         entries = (
             WRITE_ENTRY.pack(w.offset, w.region, len(w.data), bytes(w.data)) for w in self.writes
         )
