@@ -1,7 +1,7 @@
 # Everything a developer needs; each target sets up what it needs by itself.
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
-TREE   := setup.py pyproject.toml pyvfio/native/build.py pyvfio/native/mmio.c
+TREE   := setup.py pyproject.toml pyvfio/native/build.py $(wildcard pyvfio/native/[!_]*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint bench clean

@@ -65,7 +65,6 @@ class VFIOBase(ABC):
         self._lock = threading.RLock()
         self._regions: dict[int, Region] = {}
         self._irq_sets: set[IRQSet] = set()
-        self._dma: Container | None = None
 
     @property
     @abstractmethod
@@ -77,8 +76,12 @@ class VFIOBase(ABC):
     def container_io(self) -> ContainerIO:
         """The operations vector of its IO address space."""
 
-    def _attach(self) -> None:
-        """Ask the device what it is; last step of opening."""
+    def _attach(self, container: Container) -> None:
+        """Ask the device what it is; last step of opening.
+
+        :param container: the IO address space that the device is in; the subclass closes it.
+        """
+        self._dma = container
         self._info = self._ask("get device info", OperationError, self.device_io.get_info)
         if self._info.num_regions > MAX_REGIONS or self._info.num_irqs > MAX_IRQS:
             raise RemoteProtocolError(
@@ -135,10 +138,7 @@ class VFIOBase(ABC):
     @property
     def dma(self) -> Container:
         """The device's IO address space."""
-        with self._lock:
-            if self._dma is None:
-                self._dma = Container(self.container_io, self.uri)
-            return self._dma
+        return self._dma
 
     # Interrupts
 
@@ -229,16 +229,15 @@ class VFIOBase(ABC):
                 self._undo.close()
             finally:
                 self._closed = True
-                if self._dma is not None:
-                    self._dma.close()
 
     def _close_children(self) -> None:
         # Nothing is said to the device: losing its descriptors disables its interrupts and unmaps
         # its memory, on both backends, and that works with a device that does not answer as well.
-        for irqs in list(self._irq_sets):
-            irqs.release()
-        for region in self._regions.values():
-            region.close()
+        with ExitStack() as closing:
+            for region in self._regions.values():
+                closing.callback(region.close)
+            for irqs in list(self._irq_sets):
+                closing.callback(irqs.release)
 
     def _ask(
         self, op: str, failure: type[OperationError], question: Callable[[], _Answer]

@@ -7,7 +7,6 @@ import errno
 import threading
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -45,8 +44,8 @@ class Container:
     :param uri: the device, for errors.
 
     Two locks: one makes changes happen one after the other and is held while the backend works;
-    the other guards the table and is held for moments, so that a server's DMA is never kept
-    waiting by a map or unmap of ours.
+    the other guards the table, and is held for moments, or for the copying of a server's DMA. So
+    DMA is never kept waiting by a map or unmap of ours that waits for the server.
     """
 
     def __init__(self, io: ContainerIO, uri: str) -> None:
@@ -160,6 +159,28 @@ class Container:
                 raise self._failure("unmap", iova, size, error) from error
             self._remove(mapping)
 
+    def unmap_all(self) -> None:
+        """Take back every map at once; buffers of :meth:`alloc` are released.
+
+        :raises BufferInUse: a numpy view of a buffer is alive; nothing was unmapped.
+        :raises DMAError: the backend refused; everything stays mapped.
+        """
+        with self._change:
+            self._check_open(None, 0)
+            for buffer in self._buffers:
+                buffer.check_unused()
+            try:
+                self._io.dma_unmap_all()
+            except ConnectionLost:
+                pass  # as above
+            except OSError as error:
+                op = "dma unmap of everything"
+                raise operation_error(error, DMAError, op=op, uri=self._uri) from error
+            for mapping in self.mappings:
+                self._remove(mapping)
+            for buffer in list(self._buffers):
+                buffer.release()
+
     # What a server may ask of our memory
 
     def device_read(self, iova: int, size: int) -> bytearray:
@@ -169,44 +190,48 @@ class Container:
             read.
         """
         data = bytearray()
-        for address, length in self._resolve(iova, size, DMAMapFlags.READ):
-            part = mmio.copy_out(address, length)
-            if part is None:
-                raise self._unreachable(iova, size)
-            data += part
+        with self._table:  # held while copying: what is unmapped may be gone at once
+            for address, length in self._pieces(iova, size, DMAMapFlags.READ):
+                part = mmio.copy_out(address, length)
+                if part is None:
+                    raise self._unreachable(iova, size)
+                data += part
         return data
 
     def device_write(self, iova: int, data: Buffer) -> None:
-        """Write mapped memory for the device; raises as :meth:`device_read` does, EPERM first."""
+        """Write mapped memory for the device; raises as :meth:`device_read` does."""
         rest = memoryview(data)
-        for address, length in list(self._resolve(iova, len(rest), DMAMapFlags.WRITE)):
-            if not mmio.copy_in(address, rest[:length]):
-                raise self._unreachable(iova, len(data))
-            rest = rest[length:]
+        with self._table:
+            for address, length in self._pieces(iova, len(rest), DMAMapFlags.WRITE):
+                if not mmio.copy_in(address, rest[:length]):
+                    raise self._unreachable(iova, len(data))
+                rest = rest[length:]
 
-    def _resolve(self, iova: int, size: int, need: DMAMapFlags) -> Iterator[tuple[int, int]]:
-        """(virtual address, bytes) of each piece of a range that may span several maps."""
+    def _pieces(self, iova: int, size: int, need: DMAMapFlags) -> list[tuple[int, int]]:
+        """(virtual address, bytes) of each piece of a range, which may span several maps."""
         pieces: list[tuple[int, int]] = []
         at, end = iova, iova + size
-        with self._table:
-            while at < end:
-                mapping = self._holder(at)
-                if mapping is None:
-                    raise self._unreachable(iova, size)
-                if not mapping.flags & need:
-                    raise DMAError(
-                        f"mapped without permission to {need.name}",
-                        iova=iova,
-                        size=size,
-                        op=f"DMA at iova {iova:#x}",
-                        uri=self._uri,
-                        errno=errno.EPERM,
-                    )
-                length = min(end, mapping.last + 1) - at
-                address = mapping.memory.address + mapping.offset + at - mapping.iova
-                pieces.append((address, length))
-                at += length
-        return iter(pieces)
+        while at < end:
+            mapping = self._holder(at)
+            if mapping is None:
+                raise self._unreachable(iova, size)
+            if not mapping.flags & need:
+                raise DMAError(
+                    f"mapped without permission to {need.name}",
+                    iova=iova,
+                    size=size,
+                    op=f"DMA at iova {iova:#x}",
+                    uri=self._uri,
+                    errno=errno.EPERM,
+                )
+            length = min(end, mapping.last + 1) - at
+            try:
+                address = mapping.memory.address
+            except DeviceClosed as error:  # its owner has let it go while it was mapped
+                raise self._unreachable(iova, size) from error
+            pieces.append((address + mapping.offset + at - mapping.iova, length))
+            at += length
+        return pieces
 
     def _unreachable(self, iova: int, size: int) -> DMAError:
         return DMAError(
@@ -311,17 +336,18 @@ class Container:
         """Release all buffers; called when the device has lost its maps.  May be repeated."""
         with self._change:
             self._closed = True
-            for buffer in list(self._buffers):
-                if buffer.in_use:
-                    warnings.warn(
-                        f"{self._uri}: a numpy view of the DMA buffer at iova {buffer.iova:#x} is"
-                        " alive; its memory is released when the view is deleted",
-                        ResourceWarning,
-                        stacklevel=2,
-                    )
-                buffer.release()
             with self._table:
                 self._maps.clear()
+            in_use = [f"{buffer.iova:#x}" for buffer in self._buffers if buffer.in_use]
+            for buffer in list(self._buffers):
+                buffer.release()
+        if in_use:
+            warnings.warn(
+                f"{self._uri}: numpy views of the DMA buffers at iova {', '.join(in_use)} live on;"
+                " their memory is released when they are deleted",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
 
 def _start(mapping: Mapping) -> int:

@@ -10,6 +10,8 @@
     +- OpenError
     |  +- DeviceNotFound(FileNotFoundError)
     |  +- DeviceBusy
+    |  +- NotBoundError                    another driver has the device
+    |  +- GroupNotViable                   blockers: devices of the group that others drive
     |  +- AccessDenied(PermissionError)
     +- OperationError(OSError)             errno is kept
     |  +- RegionError, IRQError, ResetError
@@ -33,6 +35,7 @@ from __future__ import annotations
 
 import errno as errnos
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 
@@ -94,6 +97,30 @@ class DeviceNotFound(OpenError, FileNotFoundError):
 
 class DeviceBusy(OpenError):
     """Somebody else holds the device or the socket."""
+
+
+class NotBoundError(OpenError):
+    """The device is bound to another driver than vfio-pci, or to none."""
+
+
+class GroupNotViable(OpenError):
+    """Other devices of the IOMMU group are in use by drivers of the host.
+
+    :param blockers: (BDF, driver) of each.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        blockers: Sequence[tuple[str, str]] = (),
+        op: str = "",
+        uri: str = "",
+        errno: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(reason, op=op, uri=uri, errno=errno, hint=hint)
+        self.blockers = tuple(blockers)
 
 
 class AccessDenied(OpenError, PermissionError):

@@ -269,6 +269,10 @@ class DMABuffer:
         self._container.forget(self)
         self._memory.release()
 
+    def check_unused(self) -> None:
+        """Raise :class:`BufferInUse` where a numpy view of the buffer is alive."""
+        self._memory.check_unused()
+
     @property
     def in_use(self) -> bool:
         """Whether a numpy view of the buffer is alive."""

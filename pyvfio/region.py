@@ -286,13 +286,14 @@ class Region:
         if self._closed:
             return
         self._closed = True
-        for area in self._areas or ():
-            if area.view.in_use:
-                warnings.warn(
-                    f"{self._uri}: a numpy view of {self.name} is alive; the device file stays"
-                    " mapped until it is deleted",
-                    ResourceWarning,
-                    stacklevel=2,
-                )
+        areas, self._areas = self._areas or [], None
+        in_use = any(area.view.in_use for area in areas)
+        for area in areas:
             area.view.release()
-        self._areas = None
+        if in_use:
+            warnings.warn(
+                f"{self._uri}: a numpy view of {self.name} is alive; the device file stays mapped"
+                " until it is deleted",
+                ResourceWarning,
+                stacklevel=2,
+            )

@@ -15,8 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.layout import Buffer
-from pyvfio.uapi.vfio import DeviceFlags, DMAMapFlags, IRQFlags, IRQSetFlags, RegionFlags
+from pyvfio.uapi.vfio import (
+    DeviceFlags,
+    DMAMapFlags,
+    IRQFlags,
+    IRQSetFlags,
+    RegionCapability,
+    RegionFlags,
+)
 
 MAX_REGIONS = 100
 """Regions that a device may announce; the same bound as QEMU's."""
@@ -63,6 +71,46 @@ class RegionInfo:
     areas: tuple[MmapArea, ...] = ()
     type: tuple[int, int] | None = None
     msix_mappable: bool = False
+
+    @classmethod
+    def from_struct(cls, info: vfio.RegionInfo, data: Buffer, fd: int | None) -> RegionInfo:
+        """Read what a kernel or a server says of a region, and check that it makes sense.
+
+        :param info: the fixed part.
+        :param data: the fixed part as bytes, with the capability chain behind it.
+        :param fd: what can be mapped, if anything.
+        :raises ValueError: sizes, areas or capabilities contradict each other.
+        """
+        flags = RegionFlags(info.flags)
+        if info.offset + info.size >= 1 << 64:
+            raise ValueError(f"{info.size} bytes at offset {info.offset:#x}")
+        areas: tuple[MmapArea, ...] = (MmapArea(0, info.size),)
+        region_type: tuple[int, int] | None = None
+        msix_mappable = False
+        first = info.cap_offset if flags & RegionFlags.CAPS else 0
+        for capability in chain.walk(data, vfio.REGION_INFO.size, first):
+            if capability.id == RegionCapability.SPARSE_MMAP:
+                found = chain.sparse_areas(capability)
+                areas = tuple(MmapArea(area.offset, area.size) for area in found)
+            elif capability.id == RegionCapability.TYPE:
+                kind = chain.region_type(capability)
+                region_type = (kind.type, kind.subtype)
+            elif capability.id == RegionCapability.MSIX_MAPPABLE:
+                msix_mappable = True
+        for area in areas:
+            if area.offset + area.size > info.size:
+                raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} of {info.size:#x}")
+        mappable = bool(flags & RegionFlags.MMAP) and fd is not None and info.size > 0
+        return cls(
+            index=info.index,
+            flags=flags,
+            size=info.size,
+            fd=fd if mappable else None,
+            fd_offset=info.offset,
+            areas=areas if mappable else (),
+            type=region_type,
+            msix_mappable=msix_mappable,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +214,10 @@ class ContainerIO(ABC):
     @abstractmethod
     def dma_unmap(self, iova: int, size: int) -> None:
         """Take away exactly one earlier map."""
+
+    @abstractmethod
+    def dma_unmap_all(self) -> None:
+        """Take away every map."""
 
     @abstractmethod
     def close(self) -> None:

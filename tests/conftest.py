@@ -28,6 +28,12 @@ def pytest_runtest_makereport() -> Iterator[None]:
         report.longrepr = f"skipped, but {REQUIRE}=all: {report.longrepr[2]}"
 
 
+def pytest_collection_finish() -> None:
+    """What collection made need not be looked at again by each ``gc.collect()`` of no_leaks."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Descriptors, threads and shared memory after a test are those from before it."""

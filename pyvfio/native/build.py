@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-SOURCE = Path(__file__).with_name("mmio.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("mmio.c", "ioctl.c")]
 
 ffibuilder = FFI()
 ffibuilder.cdef(
@@ -25,11 +25,12 @@ ffibuilder.cdef(
     int pyvfio_guard(void);
     void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable);
     int pyvfio_unmap(void *address, size_t size);
+    int pyvfio_ioctl(int fd, unsigned long request, uintptr_t argument);
     """
 )
 ffibuilder.set_source(
     "pyvfio.native._native",
-    SOURCE.read_text(encoding="utf-8"),
+    "\n".join(source.read_text(encoding="utf-8") for source in SOURCES),
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )
 

@@ -545,12 +545,14 @@ class Channel:
                 event = self._connection.received(count, fds)
             if event is not None:
                 self._dispatch(event)
-        except KeyboardInterrupt:
-            # It may have cut the reading of a message, or the news of a reply.
-            self._lose(ConnectionLost, "interrupted while reading")
+        except BaseException as error:
+            # An interrupt may have cut the reading of a message; and whatever went wrong, the
+            # caller whose reply was in hand must hear of it.
+            if isinstance(error, KeyboardInterrupt):
+                self._lose(ConnectionLost, "interrupted while reading")
             token = getattr(event, "token", None)
             if isinstance(token, Call) and not token.ready():
-                self._complete(token, ConnectionLost("interrupted", uri=self.name))
+                self._complete(token, ConnectionLost("the reply was lost", uri=self.name))
             raise
         return self._connection.in_body()
 

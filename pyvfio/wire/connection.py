@@ -32,9 +32,13 @@ from pyvfio.wire.header import (
     command_name,
 )
 from pyvfio.wire.messages import Message, PayloadError, Request, payload_size
+from pyvfio.wire.version import MAX_FDS
 
 MAX_OVERHEAD = 64 * 1024
 """Bytes that a command may have beyond its data: VERSION's JSON is the longest."""
+
+MAX_ERRNO = 4095
+"""Largest error number of Linux; another in a reply is taken for EIO."""
 
 _IDS = 1 << 16
 # Plain integers: an IntFlag costs a microsecond wherever it meets an operator.
@@ -81,7 +85,7 @@ class ReplyReceived:
 
 @dataclass(frozen=True, slots=True)
 class ErrorReceived:
-    """The peer refused a request with an error number (EIO where it gave none)."""
+    """The peer refused a request with an error number (EIO where it gave none that exists)."""
 
     token: Any
     errno: int
@@ -144,7 +148,7 @@ class Connection:
         self._pending: dict[int, _Pending] = {}
         self._next_id = 0
         self._incoming = _Incoming()
-        self._broken = False
+        self._broken = ""
 
     # Sending
 
@@ -236,28 +240,37 @@ class Connection:
         :returns: the event of the message that these bytes completed, if they did.
         :raises RemoteProtocolError: the stream cannot be understood; it must be closed.
         """
-        if self._broken:
-            raise RemoteProtocolError("the stream is broken")
         incoming = self._incoming
         incoming.filled += count
         incoming.fds.extend(fds)
-        if incoming.filled < len(incoming.buffer):
-            return None
         try:
-            return self._advance(incoming)
-        except RemoteProtocolError:
-            self._broken = True
+            if self._broken:
+                raise RemoteProtocolError(self._broken)
+            if len(incoming.fds) > MAX_FDS:
+                raise RemoteProtocolError(f"more than {MAX_FDS} descriptors in one message")
+            return self._advance(incoming) if incoming.filled == len(incoming.buffer) else None
+        except RemoteProtocolError as error:
+            self._broken = error.reason
             raise
 
     def receive_data(self, data: Buffer, fds: Sequence[int] = ()) -> list[Event]:
-        """Take any piece of the stream; returns the events that it completed."""
+        """Take any piece of the stream; returns the events that it completed.
+
+        Where a later message in the piece breaks the stream, the events before it are returned,
+        and the next call raises :class:`RemoteProtocolError`.
+        """
         events: list[Event] = []
         rest = memoryview(data)
         while rest:
             space = self.receive_buffer()
             count = min(len(space), len(rest))
             space[:count] = rest[:count]
-            event = self.received(count, fds)
+            try:
+                event = self.received(count, fds)
+            except RemoteProtocolError:
+                if events:
+                    return events
+                raise
             if event is not None:
                 events.append(event)
             rest, fds = rest[count:], ()
@@ -344,7 +357,8 @@ class Connection:
         if pending.abandoned:
             return ReplyDropped(header.id, fds)
         if header.flags & _ERROR_BIT:
-            return ErrorReceived(pending.token, header.error or errno.EIO, fds)
+            known = 0 < header.error <= MAX_ERRNO
+            return ErrorReceived(pending.token, header.error if known else errno.EIO, fds)
         spec = COMMANDS[pending.command]
         try:
             _check_fds(fds, spec.reply_fds)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyvfio.transport.channel import Channel
-from pyvfio.uapi.vfio import DMAMapFlags
+from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
 from pyvfio.vectors import ContainerIO, DMASource
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
@@ -42,6 +42,9 @@ class UserContainerIO(ContainerIO):
 
     def dma_unmap(self, iova: int, size: int) -> None:
         self._channel.call(Command.DMA_UNMAP, messages.DMAUnmap(0, iova, size))
+
+    def dma_unmap_all(self) -> None:
+        self._channel.call(Command.DMA_UNMAP, messages.DMAUnmap(DMAUnmapFlags.ALL, 0, 0))
 
     def close(self) -> None:
         """Nothing is owned here: the server drops its maps when the socket closes."""

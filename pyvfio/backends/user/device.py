@@ -10,6 +10,7 @@ from pyvfio.backends.user.container_io import UserContainerIO
 from pyvfio.backends.user.device_io import UserDeviceIO
 from pyvfio.backends.user.dma_service import DMAService
 from pyvfio.base import VFIOBase
+from pyvfio.container import Container
 from pyvfio.transport.channel import Channel
 from pyvfio.vectors import ContainerIO, DeviceIO
 from pyvfio.wire.commands import Role
@@ -71,8 +72,10 @@ class UserDevice(VFIOBase):
         self._device_io = UserDeviceIO(main, agreement.limits)
         self._undo.callback(self._device_io.close)
         self._container_io = UserContainerIO(main, agreement.limits)
-        service.container = self.dma
-        self._attach()
+        container = Container(self._container_io, self.uri)
+        self._undo.callback(container.close)
+        service.container = container
+        self._attach(container)
 
     version: tuple[int, int]
     """(major, minor) of the protocol that was agreed on."""

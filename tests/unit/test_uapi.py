@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The numbers and layouts of ``pyvfio.uapi`` are those of the kernel's installed headers.
+
+One C program, compiled against these headers, prints every number that is compared here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from enum import IntEnum, IntFlag
+from itertools import pairwise
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import pytest
+
+from pyvfio.uapi import pci, vfio
+from pyvfio.uapi.layout import Layout
+
+NumberEnum: TypeAlias = type[IntEnum] | type[IntFlag]
+
+INCLUDES = "#include <linux/vfio.h>\n#include <linux/pci_regs.h>\n"
+
+NEWER = """
+#ifndef VFIO_DEVICE_FLAGS_CDX /* Linux 6.4 */
+#define VFIO_DEVICE_FLAGS_CDX (1 << 8)
+#endif
+"""
+"""What the header of a kernel still in use may lack."""
+
+ENUMS: dict[NumberEnum, str] = {
+    vfio.PCIRegion: "VFIO_PCI_{}_REGION_INDEX",
+    vfio.PCIIRQ: "VFIO_PCI_{}_IRQ_INDEX",
+    vfio.DeviceFlags: "VFIO_DEVICE_FLAGS_{}",
+    vfio.RegionFlags: "VFIO_REGION_INFO_FLAG_{}",
+    vfio.RegionCapability: "VFIO_REGION_INFO_CAP_{}",
+    vfio.IRQFlags: "VFIO_IRQ_INFO_{}",
+    vfio.IRQSetFlags: "VFIO_IRQ_SET_{}",
+    vfio.DMAMapFlags: "VFIO_DMA_MAP_FLAG_{}",
+    vfio.DMAUnmapFlags: "VFIO_DMA_UNMAP_FLAG_{}",
+    vfio.FeatureFlags: "VFIO_DEVICE_FEATURE_{}",
+    pci.Command: "PCI_COMMAND_{}",
+    pci.Status: "PCI_STATUS_{}",
+    pci.CapabilityID: "PCI_CAP_ID_{}",
+    pci.ExtendedCapabilityID: "PCI_EXT_CAP_ID_{}",
+}
+"""Each enum, and the C name of its members."""
+
+RENAMED = {
+    "VFIO_IRQ_SET_MASK": "VFIO_IRQ_SET_ACTION_MASK",
+    "VFIO_IRQ_SET_UNMASK": "VFIO_IRQ_SET_ACTION_UNMASK",
+    "VFIO_IRQ_SET_TRIGGER": "VFIO_IRQ_SET_ACTION_TRIGGER",
+    "PCI_STATUS_MHZ_66": "PCI_STATUS_66MHZ",
+}
+"""Members that C names otherwise."""
+
+VFIO_NUMBERS = {
+    "PCI_NUM_REGIONS": "VFIO_PCI_NUM_REGIONS",
+    "PCI_NUM_IRQS": "VFIO_PCI_NUM_IRQS",
+    "IRQ_SET_DATA": "VFIO_IRQ_SET_DATA_TYPE_MASK",
+    "IRQ_SET_ACTION": "VFIO_IRQ_SET_ACTION_TYPE_MASK",
+    "FEATURE_MASK": "VFIO_DEVICE_FEATURE_MASK",
+}
+PCI_NUMBERS = {
+    "CONFIG_SIZE": "PCI_CFG_SPACE_SIZE",
+    "EXTENDED_CONFIG_SIZE": "PCI_CFG_SPACE_EXP_SIZE",
+    "HEADER_SIZE": "PCI_STD_HEADER_SIZEOF",
+    "NUM_BARS": "PCI_STD_NUM_BARS",
+    "BAR_IO": "PCI_BASE_ADDRESS_SPACE_IO",
+    "BAR_MEM_TYPE_MASK": "PCI_BASE_ADDRESS_MEM_TYPE_MASK",
+    "BAR_MEM_TYPE_64": "PCI_BASE_ADDRESS_MEM_TYPE_64",
+    "BAR_PREFETCH": "PCI_BASE_ADDRESS_MEM_PREFETCH",
+    "BAR_IO_MASK": "~PCI_BASE_ADDRESS_IO_MASK",  # C's masks keep the address instead
+    "BAR_MEM_MASK": "~PCI_BASE_ADDRESS_MEM_MASK",
+    "MSI_CONTROL_ENABLE": "PCI_MSI_FLAGS_ENABLE",
+    "MSI_CONTROL_MULTIPLE_CAPABLE": "PCI_MSI_FLAGS_QMASK",
+    "MSI_CONTROL_MULTIPLE_ENABLE": "PCI_MSI_FLAGS_QSIZE",
+    "MSI_CONTROL_64BIT": "PCI_MSI_FLAGS_64BIT",
+    "MSI_CONTROL_MASKING": "PCI_MSI_FLAGS_MASKBIT",
+    "MSIX_CONTROL_SIZE": "PCI_MSIX_FLAGS_QSIZE",
+    "MSIX_CONTROL_MASK_ALL": "PCI_MSIX_FLAGS_MASKALL",
+    "MSIX_CONTROL_ENABLE": "PCI_MSIX_FLAGS_ENABLE",
+    "MSIX_BIR": "PCI_MSIX_TABLE_BIR",
+    "MSIX_ENTRY_SIZE": "PCI_MSIX_ENTRY_SIZE",
+    "MSIX_ENTRY_CONTROL": "PCI_MSIX_ENTRY_VECTOR_CTRL",
+    "MSIX_ENTRY_MASKED": "PCI_MSIX_ENTRY_CTRL_MASKBIT",
+    "PM_CONTROL_STATE": "PCI_PM_CTRL_STATE_MASK",
+    "PM_CONTROL_NO_SOFT_RESET": "PCI_PM_CTRL_NO_SOFT_RESET",
+    "EXP_DEVICE_CAPABILITIES_FLR": "PCI_EXP_DEVCAP_FLR",
+    "EXP_DEVICE_CONTROL_FLR": "PCI_EXP_DEVCTL_BCR_FLR",
+    "EXP_SIZE": "PCI_EXP_SLTSTA2 + 2",
+    "EXTENDED_FIRST": "PCI_CFG_SPACE_SIZE",
+    "EXTENDED_VERSION_MASK": "PCI_EXT_CAP_VER(0xffffffff)",
+}
+PCI_REGISTERS = {
+    "VENDOR_ID": "PCI_VENDOR_ID",
+    "DEVICE_ID": "PCI_DEVICE_ID",
+    "COMMAND": "PCI_COMMAND",
+    "STATUS": "PCI_STATUS",
+    "REVISION_ID": "PCI_REVISION_ID",
+    "PROG_IF": "PCI_CLASS_PROG",
+    "SUBCLASS": "PCI_CLASS_DEVICE",
+    "BASE_CLASS": "PCI_CLASS_DEVICE + 1",
+    "CACHE_LINE_SIZE": "PCI_CACHE_LINE_SIZE",
+    "LATENCY_TIMER": "PCI_LATENCY_TIMER",
+    "HEADER_TYPE": "PCI_HEADER_TYPE",
+    "BIST": "PCI_BIST",
+    "BASE_ADDRESS_0": "PCI_BASE_ADDRESS_0",
+    "CARDBUS_CIS": "PCI_CARDBUS_CIS",
+    "SUBSYSTEM_VENDOR_ID": "PCI_SUBSYSTEM_VENDOR_ID",
+    "SUBSYSTEM_ID": "PCI_SUBSYSTEM_ID",
+    "ROM_ADDRESS": "PCI_ROM_ADDRESS",
+    "CAPABILITY_LIST": "PCI_CAPABILITY_LIST",
+    "INTERRUPT_LINE": "PCI_INTERRUPT_LINE",
+    "INTERRUPT_PIN": "PCI_INTERRUPT_PIN",
+    "MIN_GNT": "PCI_MIN_GNT",
+    "MAX_LAT": "PCI_MAX_LAT",
+    "MSI_CONTROL": "PCI_MSI_FLAGS",
+    "MSI_ADDRESS_LO": "PCI_MSI_ADDRESS_LO",
+    "MSIX_CONTROL": "PCI_MSIX_FLAGS",
+    "MSIX_TABLE": "PCI_MSIX_TABLE",
+    "MSIX_PBA": "PCI_MSIX_PBA",
+    "PM_CAPABILITIES": "PCI_PM_PMC",
+    "PM_CONTROL": "PCI_PM_CTRL",
+    "EXP_FLAGS": "PCI_EXP_FLAGS",
+    "EXP_DEVICE_CAPABILITIES": "PCI_EXP_DEVCAP",
+    "EXP_DEVICE_CONTROL": "PCI_EXP_DEVCTL",
+}
+EXTENDED_HEADER = 0x1482_0001
+"""An extended capability's header: the next one at 0x148, version 2, id 1."""
+EXTENDED_HEADER_PARTS = {
+    "EXTENDED_VERSION_SHIFT": f"PCI_EXT_CAP_VER({EXTENDED_HEADER:#x})",
+    "EXTENDED_NEXT_SHIFT": f"PCI_EXT_CAP_NEXT({EXTENDED_HEADER:#x})",
+}
+
+MEMBERS = {("struct vfio_iommu_type1_dma_map", "source"): "vaddr"}
+"""Struct members that C names otherwise."""
+
+CONTINUED = {"struct vfio_device_info": "cap_offset"}
+"""C types that are longer than on the wire, and the first member that the wire has not."""
+
+AFTER_HEADER: dict[str, Layout[Any]] = {
+    "struct vfio_region_info_cap_sparse_mmap": vfio.SPARSE_MMAP,
+    "struct vfio_region_info_cap_type": vfio.REGION_TYPE,
+}
+"""Layouts that are the rest of a C type, behind its ``struct vfio_info_cap_header``."""
+
+EVERY_LAYOUT = {layout.c_name: layout for layout in vfio.LAYOUTS} | AFTER_HEADER
+
+
+def enum_numbers(enum: NumberEnum) -> dict[str, int]:
+    """The members of an enum under their C names."""
+    names = {ENUMS[enum].format(member.name): int(member) for member in enum}
+    return {RENAMED.get(name, name): value for name, value in names.items()}
+
+
+def offset_of(c_type: str, member: str) -> str:
+    """The C expression for a member's offset."""
+    return f"offsetof({c_type}, {MEMBERS.get((c_type, member), member)})"
+
+
+def c_expressions() -> set[str]:
+    """Everything that the C program prints."""
+    found = {name for enum in ENUMS for name in enum_numbers(enum)}
+    for table in (VFIO_NUMBERS, PCI_NUMBERS, PCI_REGISTERS, EXTENDED_HEADER_PARTS):
+        found.update(table.values())
+    for c_type, layout in EVERY_LAYOUT.items():
+        found.add(f"sizeof({c_type})")
+        found.update(offset_of(c_type, field) for field in layout.fields)
+    found.update(offset_of(c_type, member) for c_type, member in CONTINUED.items())
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """The value of every C expression, as the installed headers define it."""
+    cc = shutil.which("cc")
+    if cc is None:
+        pytest.skip("no C compiler (cc) to read the kernel's headers with")
+    preprocess = [cc, "-E", "-x", "c", "-"]
+    found = subprocess.run(preprocess, check=False, input=INCLUDES, text=True, capture_output=True)
+    if found.returncode:
+        pytest.skip("linux/vfio.h and linux/pci_regs.h are not installed (linux-libc-dev)")
+    folder = tmp_path_factory.mktemp("uapi")
+    lines = "".join(
+        f'    printf("%llu {name}\\n", (unsigned long long)({name}));\n'
+        for name in sorted(c_expressions())
+    )
+    (folder / "numbers.c").write_text(
+        f"#include <stddef.h>\n#include <stdio.h>\n{INCLUDES}{NEWER}"
+        f"int main(void)\n{{\n{lines}    return 0;\n}}\n"
+    )
+    subprocess.run([cc, "-o", folder / "numbers", folder / "numbers.c"], check=True)
+    printed = subprocess.run([folder / "numbers"], check=True, text=True, capture_output=True)
+    pairs = (line.split(" ", 1) for line in printed.stdout.splitlines())
+    return {name: int(value) for value, name in pairs}
+
+
+def numbers_of(module: ModuleType) -> set[str]:
+    """The names of a module's constants that have a number."""
+    values = vars(module).items()
+    return {name for name, value in values if name.isupper() and isinstance(value, int)}
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("enum", ENUMS, ids=lambda enum: enum.__name__)
+def test_enum_has_the_kernels_numbers(enum: NumberEnum, kernel: dict[str, int]) -> None:
+    numbers = enum_numbers(enum)
+    assert numbers == {name: kernel[name] for name in numbers}
+
+
+@pytest.mark.parametrize(
+    ("module", "table"), [(vfio, VFIO_NUMBERS), (pci, PCI_NUMBERS)], ids=["vfio", "pci"]
+)
+def test_constants_have_the_kernels_numbers(
+    module: ModuleType, table: dict[str, str], kernel: dict[str, int]
+) -> None:
+    numbers = {name: getattr(module, name) for name in table}
+    assert numbers == {name: kernel[c_name] for name, c_name in table.items()}
+
+
+def test_registers_stand_at_the_kernels_offsets(kernel: dict[str, int]) -> None:
+    offsets = {name: getattr(pci, name).offset for name in PCI_REGISTERS}
+    assert offsets == {name: kernel[c_name] for name, c_name in PCI_REGISTERS.items()}
+
+
+def test_extended_capability_header_is_taken_apart_as_the_kernel_does(
+    kernel: dict[str, int],
+) -> None:
+    version = EXTENDED_HEADER >> pci.EXTENDED_VERSION_SHIFT & pci.EXTENDED_VERSION_MASK
+    following = EXTENDED_HEADER >> pci.EXTENDED_NEXT_SHIFT
+    parts = EXTENDED_HEADER_PARTS
+    assert version == kernel[parts["EXTENDED_VERSION_SHIFT"]]
+    assert following == kernel[parts["EXTENDED_NEXT_SHIFT"]]
+
+
+@pytest.mark.parametrize("module", [vfio, pci], ids=["vfio", "pci"])
+def test_every_enum_is_compared(module: ModuleType) -> None:
+    defined = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, IntEnum | IntFlag)
+        and value.__module__ == module.__name__
+    }
+    assert defined == {enum for enum in ENUMS if enum.__module__ == module.__name__}
+
+
+@pytest.mark.parametrize(
+    ("module", "compared"),
+    [(vfio, {*VFIO_NUMBERS}), (pci, {*PCI_NUMBERS, *EXTENDED_HEADER_PARTS})],
+    ids=["vfio", "pci"],
+)
+def test_every_constant_is_compared(module: ModuleType, compared: set[str]) -> None:
+    assert numbers_of(module) == compared
+
+
+def test_every_register_is_compared() -> None:
+    found = {name for name, value in vars(pci).items() if isinstance(value, pci.Register)}
+    assert found == set(PCI_REGISTERS)
+
+
+def test_registers_of_the_header_do_not_overlap() -> None:
+    names = list(PCI_REGISTERS)
+    header = [getattr(pci, name) for name in names[: names.index("MAX_LAT") + 1]]
+    places = sorted((register.offset, register.offset + register.width) for register in header)
+    assert [(before, after) for before, after in pairwise(places) if before[1] > after[0]] == []
+
+
+@pytest.mark.parametrize(
+    ("enum", "names"),
+    [
+        (pci.CapabilityID, pci.CAPABILITY_NAMES),
+        (pci.ExtendedCapabilityID, pci.EXTENDED_CAPABILITY_NAMES),
+    ],
+    ids=["conventional", "extended"],
+)
+def test_every_capability_id_has_a_name(enum: type[IntEnum], names: dict[int, str]) -> None:
+    assert set(names) == set(enum)
+
+
+# Structs
+
+
+@pytest.mark.parametrize("layout", vfio.LAYOUTS, ids=lambda layout: layout.c_name)
+def test_members_stand_at_the_kernels_offsets(layout: Layout[Any], kernel: dict[str, int]) -> None:
+    c_offsets = {field: kernel[offset_of(layout.c_name, field)] for field in layout.fields}
+    assert layout.offsets == c_offsets
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [layout for layout in vfio.LAYOUTS if layout.c_name not in CONTINUED],
+    ids=lambda layout: layout.c_name,
+)
+def test_struct_has_the_kernels_size(layout: Layout[Any], kernel: dict[str, int]) -> None:
+    assert layout.size == kernel[f"sizeof({layout.c_name})"]
+
+
+def test_device_info_on_the_wire_ends_where_the_kernel_adds_cap_offset(
+    kernel: dict[str, int],
+) -> None:
+    c_type = vfio.DEVICE_INFO.c_name
+    assert vfio.DEVICE_INFO.size == 16 == kernel[offset_of(c_type, CONTINUED[c_type])]
+
+
+@pytest.mark.parametrize("c_type", AFTER_HEADER)
+def test_capability_data_continues_its_header_as_in_the_kernel(
+    c_type: str, kernel: dict[str, int]
+) -> None:
+    layout, header = AFTER_HEADER[c_type], vfio.CAPABILITY_HEADER.size
+    c_offsets = {field: kernel[offset_of(c_type, field)] - header for field in layout.fields}
+    assert layout.offsets == c_offsets
+    assert layout.size == kernel[f"sizeof({c_type})"] - header
+
+
+# Layout itself
+
+
+def test_layout_reads_back_what_it_packed_anywhere_in_a_buffer() -> None:
+    data = b"front" + vfio.IRQ_INFO.pack(16, 9, 2, 32) + b"back"
+    assert vfio.IRQ_INFO.unpack_from(data, 5) == vfio.IRQInfo(16, 9, 2, 32)
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 32], ids=["negative", "too-large"])
+def test_layout_refuses_a_member_that_does_not_fit(value: int) -> None:
+    with pytest.raises(struct.error):
+        vfio.IRQ_INFO.pack(16, 0, 0, value)
+
+
+def test_layout_refuses_to_read_a_struct_that_is_cut_short() -> None:
+    with pytest.raises(struct.error):
+        vfio.IRQ_INFO.unpack_from(bytes(15))
