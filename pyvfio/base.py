@@ -152,7 +152,7 @@ class VFIOBase(ABC):
         if not 1 <= count <= available.count:
             raise IRQError(f"the device has {available.count} vectors", op=op, uri=self.uri)
         with self._lock:
-            irqs = IRQSet(self, available, count)
+            irqs = self._ask(op, IRQError, lambda: IRQSet(self, available, count))
             try:
                 self.set_irqs(index, IRQSetFlags.TRIGGER, 0, count, eventfds=irqs.filenos())
             except BaseException:

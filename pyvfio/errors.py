@@ -16,6 +16,7 @@
     +- OperationError(OSError)             errno is kept
     |  +- RegionError, IRQError, ResetError
     |  +- DMAError                         iova, size
+    |  +- BindError                        a device of the host did not change its driver
     |  +- RemoteError                      the server replied with an error number
     +- ProtocolError
     |  +- LocalProtocolError               this side asked for something it must not
@@ -36,7 +37,7 @@ from __future__ import annotations
 import errno as errnos
 import os
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 
 class VFIOError(Exception):
@@ -67,12 +68,24 @@ class VFIOError(Exception):
         self.errno = errno
         self.hint = hint
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # errno is no item of the dictionary where the built-in side of a class is OSError.
+        return _restore, (type(self), self.reason, {**self.__dict__, "errno": self.errno})
+
     def __str__(self) -> str:
         where = " on ".join(part for part in (self.op, self.uri) if part)
         text = f"{where}: {self.reason}" if where else self.reason
         if self.errno is not None:
             text += f" [{errnos.errorcode.get(self.errno, self.errno)}]"
         return f"{text} ({self.hint})" if self.hint else text
+
+
+def _restore(kind: type[VFIOError], reason: str, state: dict[str, Any]) -> VFIOError:
+    """Make an error again in another process (pickle)."""
+    error = kind(reason)
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
 
 
 class BackendError(VFIOError):
@@ -164,6 +177,10 @@ class DMAError(OperationError):
         super().__init__(reason, op=op, uri=uri, errno=errno, hint=hint)
         self.iova = iova
         self.size = size
+
+
+class BindError(OperationError):
+    """A device of the host could not be bound to a driver, or unbound from one."""
 
 
 class RemoteError(OperationError):

@@ -129,15 +129,20 @@ class IRQ:
                 future.set_result(None)
 
     def _take(self) -> int:
-        if self._closed:
-            raise DeviceClosed("closed", op=self._op, uri=self._owner.uri)
-        self._owner.check_present(self._op)
+        self._check()
         try:
             count = os.eventfd_read(self._fd)
         except BlockingIOError:
             return 0
+        # Closing and loss signal as well, after they have become known.
+        self._check()
         self.total += count
         return count
+
+    def _check(self) -> None:
+        if self._closed:
+            raise DeviceClosed("closed", op=self._op, uri=self._owner.uri)
+        self._owner.check_present(self._op)
 
     def wake(self) -> None:
         """Make everybody who waits look again whether the device is there."""

@@ -188,9 +188,16 @@ def _create(size: int, kind: MemoryKind, huge_page_size: int | None) -> int:
     if kind is MemoryKind.MEMFD:
         return _create_memfd(size, huge_page_size)
     name = f"/pyvfio-{os.getpid()}-{secrets.token_hex(8)}"
-    # Sized only after the name is gone, so that the name exists for two system calls.
-    segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, size=0, mode=0o600)
-    segment.unlink()
+    try:
+        # Sized only after the name is gone, so that the name exists for two system calls.
+        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, size=0, mode=0o600)
+        segment.unlink()
+    except posix_ipc.Error as error:
+        raise VFIOError(
+            f"/dev/shm: {error}",
+            op=f"allocate {size} bytes of shared memory",
+            hint="MemoryKind.MEMFD does without it",
+        ) from error
     fd: int = segment.fd
     os.set_inheritable(fd, False)
     return _sized(fd, size)

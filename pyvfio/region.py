@@ -29,7 +29,9 @@ class _MappedArea:
         self.start = area.offset
         self.end = area.offset + area.size
         self.view = view
-        self.address = view.memory.address
+        # Held while a thread uses the area, even if another closes the region meanwhile.
+        self.memory = view.memory
+        self.address = self.memory.address
 
     def holds(self, offset: int, size: int) -> bool:
         return self.start <= offset and offset + size <= self.end
@@ -46,9 +48,12 @@ class Region:
     def __init__(self, device_io: DeviceIO, info: RegionInfo, uri: str) -> None:
         self.info = info
         self.posted = False
-        """Whether writes that are not mapped are posted: order is kept, errors are never seen."""
+        """Ask for writes that are not mapped to be posted: order is kept, errors are never seen.
+        Configuration space and I/O ports do not obey."""
         self._device_io = device_io
         self._uri = uri
+        self._readable = bool(info.flags & RegionFlags.READ)
+        self._writable = bool(info.flags & RegionFlags.WRITE)
         self._areas: list[_MappedArea] | None = None
         self._closed = False
 
@@ -56,6 +61,11 @@ class Region:
     def name(self) -> str:
         """How errors call the region."""
         return f"region {self.info.index}"
+
+    @property
+    def postable(self) -> bool:
+        """Whether writes may be posted at all."""
+        return True
 
     @property
     def size(self) -> int:
@@ -113,6 +123,8 @@ class Region:
             if len(data) != width:
                 raise self._short("read", offset, width, len(data))
             return int.from_bytes(data, "little")
+        if not self._readable:
+            raise self._denied("read", offset)
         value = mmio.READ[width](area.address + offset - area.start)
         if value == mmio.ALL_ONES[width] and mmio.faulted():
             raise self._fault("read", offset)
@@ -130,7 +142,10 @@ class Region:
         area = self._area(offset, width)
         if area is None:
             self._write_trapped(offset, value.to_bytes(width, "little"))
-        elif mmio.WRITE[width](area.address + offset - area.start, value):
+            return
+        if not self._writable:
+            raise self._denied("write", offset)
+        if mmio.WRITE[width](area.address + offset - area.start, value):
             raise self._fault("write", offset)
 
     # Bulk
@@ -140,6 +155,8 @@ class Region:
         self._check_range("read", offset, size)
         area = self._area(offset, size) if size else None
         if area is not None:
+            if not self._readable:
+                raise self._denied("read", offset)
             copied = mmio.copy_out(area.address + offset - area.start, size)
             if copied is None:
                 raise self._fault("read", offset)
@@ -158,7 +175,10 @@ class Region:
         area = self._area(offset, len(data))
         if area is None:
             self._write_trapped(offset, data)
-        elif not mmio.copy_in(area.address + offset - area.start, data):
+            return
+        if not self._writable:
+            raise self._denied("write", offset)
+        if not mmio.copy_in(area.address + offset - area.start, data):
             raise self._fault("write", offset)
 
     def view(self, offset: int = 0, size: int | None = None) -> ByteArray:
@@ -213,8 +233,8 @@ class Region:
             self.info.fd,
             start,
             area.size,
-            readable=bool(self.info.flags & RegionFlags.READ),
-            writable=bool(self.info.flags & RegionFlags.WRITE),
+            readable=self._readable,
+            writable=self._writable,
         )
         return View(memory, self.name)
 
@@ -228,7 +248,9 @@ class Region:
 
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         try:
-            count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
+            count = self._device_io.region_write(
+                self.info.index, offset, data, posted=self.posted and self.postable
+            )
         except OSError as error:
             raise operation_error(
                 error, RegionError, op=self._op("write", offset), uri=self._uri
@@ -271,6 +293,15 @@ class Region:
     def _short(self, verb: str, offset: int, wanted: int, got: int) -> RegionError:
         reason = f"{got} of {wanted} bytes were transferred"
         return RegionError(reason, op=self._op(verb, offset), uri=self._uri, errno=errno.EIO)
+
+    def _denied(self, verb: str, offset: int) -> RegionError:
+        """For memory that is not mapped for the access, which would end the process."""
+        return RegionError(
+            f"the region cannot be {'read' if verb == 'read' else 'written'}",
+            op=self._op(verb, offset),
+            uri=self._uri,
+            errno=errno.EACCES,
+        )
 
     def _fault(self, verb: str, offset: int) -> RegionError:
         return RegionError(

@@ -48,21 +48,21 @@ def open_backend(uri: str, options: Mapping[str, Any]) -> VFIOBase:
 
 
 def _load(scheme: str, uri: str) -> Callable[..., VFIOBase]:
-    try:
-        if scheme in BACKENDS:
-            module, _, name = BACKENDS[scheme].partition(":")
-            found = getattr(importlib.import_module(module), name)
-        else:
-            (point,) = entry_points(group=ENTRY_POINTS, name=scheme)
-            found = point.load()
-    except ValueError:
+    points = entry_points(group=ENTRY_POINTS, name=scheme)
+    if scheme not in BACKENDS and not points:
         raise BackendNotFound(
             f"no backend for {scheme!r}",
             op="open",
             uri=uri,
             hint=f"known: {', '.join(schemes())}",
-        ) from None
-    except (ImportError, AttributeError) as error:
+        )
+    try:
+        if scheme in BACKENDS:
+            module, _, name = BACKENDS[scheme].partition(":")
+            found = getattr(importlib.import_module(module), name)
+        else:
+            found = next(iter(points)).load()
+    except Exception as error:  # a third party's module may fail in any way while it is imported
         raise BackendUnavailable(
             f"the backend for {scheme!r} cannot be loaded: {error}", op="open", uri=uri
         ) from error

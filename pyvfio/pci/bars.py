@@ -31,9 +31,14 @@ class BAR(Region):
         return f"bar{self.info.index}"
 
     @property
+    def postable(self) -> bool:
+        """Whether writes may be posted: to memory, as on the bus, never to I/O ports."""
+        return self.type is not BARType.IO
+
+    @property
     def mapped(self) -> bool:
         """Whether some of the BAR is reached by load and store instead of messages or syscalls."""
-        return bool(self.info.areas)
+        return bool(self._mapped())
 
     def decode(self, register: int) -> None:
         """Take type and prefetchable from the low bits of the BAR's register."""

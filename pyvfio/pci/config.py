@@ -19,6 +19,10 @@ class ConfigSpace(Region):
     def name(self) -> str:
         return "config"
 
+    @property
+    def postable(self) -> bool:
+        return False
+
     def get(self, register: Register, base: int = 0) -> int:
         """Read a register, of the header or of the capability at ``base``."""
         return self.read(base + register.offset, register.width)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 from pyvfio.backends.user.connect import connect, negotiate, own_capabilities
 from pyvfio.backends.user.container_io import UserContainerIO
@@ -40,7 +41,7 @@ class UserDevice(VFIOBase):
         twin_socket: bool = True,
     ) -> None:
         super().__init__(uri or f"vfio-user:{path}")
-        if not timeout > 0:
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ValueError(f"open {self.uri}: a timeout of {timeout} s")
         try:
             self._open(path, timeout, twin_socket)
