@@ -12,7 +12,8 @@ help: ## list the targets
 demo: $(VENV)/run.stamp ## drive an emulated PCI device from another process, no hardware needed
 	@$(PYTHON) -m pyvfio demo
 
-test: $(VENV)/dev.stamp lint ## lint, types and all tests
+test: $(VENV)/dev.stamp lint ## lint, types and all tests, the guest with the real kernel included
+	@sh tools/test-packages.sh
 	$(PYTHON) -m pytest
 
 check: $(VENV)/dev.stamp lint ## lint, types, unit and conformance tests: under 2 minutes

@@ -15,6 +15,11 @@ import pyvfio
 from pyvfio.pci.device import PCIDevice
 from tests.support import ServerProcess, eventually, open_fds, shared_segments, thread_names
 
+EDU_URI = "PYVFIO_EDU_URI"
+"""URI of an edu device that the conformance suite takes instead of a served model.  Its tests of
+other devices are left out."""
+os.environ["PCI_IDS_PATH"] = os.devnull  # names are the package's own, whatever is installed here
+
 REQUIRE = "PYVFIO_REQUIRE"
 """Set to ``all`` (CI does), this makes each skip a failure."""
 
@@ -26,6 +31,32 @@ def pytest_runtest_makereport() -> Iterator[None]:
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(REQUIRE) == "all":
         report.outcome = "failed"
         report.longrepr = f"skipped, but {REQUIRE}=all: {report.longrepr[2]}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With a given edu device, only the tests that take one device, and take that one."""
+    if not os.environ.get(EDU_URI):
+        return
+    suite = Path(__file__).parent / "conformance"
+    chosen = [
+        item for item in items if not item.path.is_relative_to(suite) or _takes_only_edu(item)
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+def _takes_only_edu(item: pytest.Item) -> bool:
+    names = set(getattr(item, "fixturenames", ()))
+    return "edu" in names and not names & {"testdev", "testdev_server", "edu_server", "serve"}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests ran where, for what tests have recorded of it."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    for report in reports:
+        for where, count in getattr(report, "user_properties", ()):
+            if report.when == "call":
+                terminalreporter.write_line(f"{count} tests ran {where}")
 
 
 def pytest_collection_finish() -> None:
@@ -84,12 +115,34 @@ def testdev_server(socket_folder: Path) -> Iterator[ServerProcess]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def edu_uri(request: pytest.FixtureRequest) -> str:
+    """The edu device that the tests take."""
+    given = os.environ.get(EDU_URI)
+    if given:
+        return given
+    server: ServerProcess = request.getfixturevalue("edu_server")
+    return server.uri
+
+
 @pytest.fixture
-def edu(edu_server: ServerProcess) -> Iterator[PCIDevice]:
-    """An edu device, freshly reset."""
-    with pyvfio.open(edu_server.uri) as dev:
-        dev.reset()
+def edu(edu_uri: str) -> Iterator[PCIDevice]:
+    """An edu device in its power-on state."""
+    with pyvfio.open(edu_uri) as dev:
+        if dev.resettable:
+            dev.reset()
+        else:
+            calm(dev)
         yield dev
+
+
+def calm(edu: PCIDevice) -> None:
+    """What a reset does, for an edu device that has none: QEMU's."""
+    bar = edu.bars[0]
+    bar.write32(0x20, 0)
+    bar.write32(0x64, 0xFFFF_FFFF)
+    bar.write32(0x04, 0xFFFF_FFFF)
+    edu.bus_master = False
 
 
 @pytest.fixture

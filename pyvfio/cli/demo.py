@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pyvfio
 from pyvfio.cli.describe import as_text, describe
 from pyvfio.cli.uris import add_uri
-from pyvfio.drivers.edu import BUFFER_SIZE, EduDriver
+from pyvfio.drivers.edu import BUFFER_SIZE, TRANSFER, EduDriver
 from pyvfio.errors import BackendUnavailable, ConnectionLost, VFIOError, VFIOTimeout
 from pyvfio.irq import IRQ
 from pyvfio.pci.device import PCIDevice
@@ -131,12 +131,13 @@ def _check_factorial(number: int, answer: int) -> Seen:
 
 
 def _dma(driver: EduDriver) -> Seen:
-    data = secrets.token_bytes(BUFFER_SIZE)
+    data, came_back = secrets.token_bytes(BUFFER_SIZE), b""
     with driver.alloc() as source, driver.alloc() as destination:
-        source.array[:] = list(data)
-        driver.to_device(source)
-        driver.from_device(destination)
-        came_back = destination.array.tobytes()
+        for start in range(0, BUFFER_SIZE, TRANSFER):
+            source.array[:TRANSFER] = list(data[start : start + TRANSFER])
+            driver.to_device(source)
+            driver.from_device(destination)
+            came_back += destination.array[:TRANSFER].tobytes()
         where = f"iova {source.iova:#x} -> device -> {destination.iova:#x}"
     different = sum(a != b for a, b in zip(data, came_back, strict=True))
     return Seen(f"{where}, {different} of {len(data)} differ", different == 0)

@@ -19,15 +19,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="tables, or JSON"
     )
-    parser.add_argument(
-        "--timeout", type=float, default=5.0, metavar="SECONDS", help="for each answer"
-    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the device."""
-    with pyvfio.open(args.uri, timeout=args.timeout) as dev:
+    with pyvfio.open(args.uri) as dev:
         found = describe(dev)
     print(json.dumps(found, indent=2) if args.output == "json" else as_text(found), end="")
     if args.output == "json":

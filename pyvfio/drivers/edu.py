@@ -16,6 +16,9 @@ ADDRESS_BITS = 28
 """Width of the device's DMA addresses."""
 BUFFER_SIZE = 4096
 """Bytes of the device's own buffer."""
+TRANSFER = BUFFER_SIZE // 2
+"""Bytes of one transfer, where the caller does not say: half of the buffer.  QEMU 7.2 ends itself
+when a transfer reaches the last byte."""
 
 _ID, _LIVENESS, _FACTORIAL, _STATUS, _IRQ_STATUS = 0x00, 0x04, 0x08, 0x20, 0x24
 _IRQ_RAISE, _IRQ_ACK = 0x60, 0x64
@@ -78,7 +81,7 @@ class EduDriver:
         return self.dev.dma.alloc(BUFFER_SIZE, address_bits=ADDRESS_BITS)
 
     def to_device(
-        self, buffer: DMABuffer, count: int = BUFFER_SIZE, irqs: IRQSet | None = None
+        self, buffer: DMABuffer, count: int = TRANSFER, irqs: IRQSet | None = None
     ) -> None:
         """Have the device copy the first ``count`` bytes of ``buffer`` to its own buffer.
 
@@ -88,7 +91,7 @@ class EduDriver:
         self._dma(buffer.iova, _BUFFER, count, 0, irqs)
 
     def from_device(
-        self, buffer: DMABuffer, count: int = BUFFER_SIZE, irqs: IRQSet | None = None
+        self, buffer: DMABuffer, count: int = TRANSFER, irqs: IRQSet | None = None
     ) -> None:
         """Have the device copy its own buffer to ``buffer``; see :meth:`to_device`."""
         self._dma(_BUFFER, buffer.iova, count, _DMA_TO_HOST, irqs)

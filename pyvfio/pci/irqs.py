@@ -60,6 +60,15 @@ class InterruptKind:
         """Vectors that can be enabled; 0 where the device has none of this kind."""
         return self.info.count
 
+    @property
+    def enabled(self) -> bool:
+        """Whether this is the kind that is enabled now.
+
+        The enable bit in configuration space does not tell: the kernel shows what was written.
+        """
+        active = self._mode.active
+        return active is not None and active.index == self.index and not active.closed
+
     def enable(self, count: int = 1) -> IRQSet:
         """Enable vectors 0 to ``count`` - 1; disabled when the set is closed.
 

@@ -15,11 +15,6 @@ class MSI(InterruptKind):
     index = PCIIRQ.MSI
 
     @property
-    def enabled(self) -> bool:
-        """The enable bit of the capability; False without one."""
-        return bool(self._control() & pci.MSI_CONTROL_ENABLE)
-
-    @property
     def is_64bit(self) -> bool:
         """Whether messages may go to addresses above 4 GiB."""
         return bool(self._control() & pci.MSI_CONTROL_64BIT)

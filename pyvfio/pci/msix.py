@@ -25,15 +25,6 @@ class MSIX(InterruptKind):
     index = PCIIRQ.MSIX
 
     @property
-    def enabled(self) -> bool:
-        """The enable bit of the capability; False without one."""
-        capability = self._config.find(CapabilityID.MSIX)
-        if capability is None:
-            return False
-        control = self._config.get(pci.MSIX_CONTROL, capability.offset)
-        return bool(control & pci.MSIX_CONTROL_ENABLE)
-
-    @property
     def resizable(self) -> bool:
         """Whether more vectors can be enabled without disabling those in use."""
         return not self.info.flags & IRQFlags.NORESIZE

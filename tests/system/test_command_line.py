@@ -119,7 +119,7 @@ def test_busy_server_is_a_time_out(edu_server: ServerProcess) -> None:
     import pyvfio as package  # noqa: PLC0415 - the command has taken the name in this module
 
     with package.open(edu_server.uri):
-        done = pyvfio("info", edu_server.uri, "--timeout", "0.3")
+        done = pyvfio("info", f"{edu_server.uri}?timeout=0.3")
     assert done.returncode == TIMEOUT
     assert "Traceback" not in done.stderr
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Register access: one access of the width that was asked for, and nothing where it is refused.
+
+The scratch register of the test device counts its accesses and keeps the width of the last.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from pyvfio.drivers.edu import EduDriver
+from pyvfio.errors import DeviceClosed, RegionError
+from pyvfio.pci.bars import BAR
+from pyvfio.pci.device import PCIDevice
+from tests.conformance.devices import MEMORY, REGISTERS, Dev, Edu
+
+WIDTHS = (1, 2, 4, 8)
+
+READ: dict[int, Callable[[BAR, int], int]] = {
+    1: BAR.read8,
+    2: BAR.read16,
+    4: BAR.read32,
+    8: BAR.read64,
+}
+WRITE: dict[int, Callable[[BAR, int, int], None]] = {
+    1: BAR.write8,
+    2: BAR.write16,
+    4: BAR.write32,
+    8: BAR.write64,
+}
+
+
+def accesses(bar: BAR) -> int:
+    """How often the scratch register was accessed since the reset."""
+    return bar.read32(Dev.ACCESSES)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_read_is_one_access_of_its_width(testdev: PCIDevice, width: int) -> None:
+    bar = testdev.bars[REGISTERS]
+    READ[width](bar, Dev.SCRATCH)
+    assert (accesses(bar), bar.read32(Dev.WIDTH)) == (1, width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_write_is_one_access_of_its_width(testdev: PCIDevice, width: int) -> None:
+    bar = testdev.bars[REGISTERS]
+    WRITE[width](bar, Dev.SCRATCH, 0x5A)
+    assert (accesses(bar), bar.read32(Dev.WIDTH)) == (1, width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_write_changes_its_own_bytes_only(testdev: PCIDevice, width: int) -> None:
+    bar = testdev.bars[REGISTERS]
+    bar.write64(Dev.SCRATCH, 0)
+    WRITE[width](bar, Dev.SCRATCH + 8 - width, (1 << 8 * width) - 1)
+    assert bar.read64(Dev.SCRATCH) == (1 << 64) - (1 << 64 - 8 * width)
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+def test_values_are_little_endian(testdev: PCIDevice, number: int) -> None:
+    bar = testdev.bars[number]
+    bar.write64(Dev.SCRATCH, 0x8877665544332211)
+    assert [bar.read8(Dev.SCRATCH + at) for at in range(8)] == [
+        0x11 * number for number in range(1, 9)
+    ]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_read_and_write_take_the_width_as_a_number(testdev: PCIDevice, width: int) -> None:
+    bar = testdev.bars[REGISTERS]
+    bar.write(Dev.SCRATCH, width, 0x42)
+    assert (bar.read(Dev.SCRATCH, width), accesses(bar)) == (0x42, 2)
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_an_access_that_is_not_aligned_is_refused(
+    testdev: PCIDevice, number: int, width: int
+) -> None:
+    with pytest.raises(RegionError, match="not a multiple") as caught:
+        READ[width](testdev.bars[number], Dev.SCRATCH + width // 2)
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_last_register_of_a_bar_can_be_read(
+    testdev: PCIDevice, number: int, width: int
+) -> None:
+    bar = testdev.bars[number]
+    assert READ[width](bar, bar.size - width) == 0
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_read_behind_the_end_is_refused(testdev: PCIDevice, number: int, width: int) -> None:
+    bar = testdev.bars[number]
+    with pytest.raises(RegionError, match="outside"):
+        READ[width](bar, bar.size)
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+def test_a_write_behind_the_end_is_refused(testdev: PCIDevice, number: int) -> None:
+    bar = testdev.bars[number]
+    with pytest.raises(RegionError, match="outside"):
+        bar.write32(bar.size, 0)
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("offset", [-8, -1, 1 << 63, 1 << 64])
+def test_an_offset_that_no_bar_has_is_refused(testdev: PCIDevice, number: int, offset: int) -> None:
+    with pytest.raises(RegionError, match="outside"):
+        testdev.bars[number].read8(offset)
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("value", ["too large", "negative"])
+def test_a_value_that_does_not_fit_is_refused(
+    testdev: PCIDevice, number: int, width: int, value: str
+) -> None:
+    number_written = -1 if value == "negative" else 1 << 8 * width
+    with pytest.raises(ValueError, match="does not fit"):
+        WRITE[width](testdev.bars[number], Dev.SCRATCH, number_written)
+
+
+@pytest.mark.parametrize("width", [-1, 0, 3, 5, 16])
+def test_a_width_that_does_not_exist_is_refused(testdev: PCIDevice, width: int) -> None:
+    with pytest.raises(ValueError, match="1, 2, 4 and 8"):
+        testdev.bars[REGISTERS].read(Dev.SCRATCH, width)
+
+
+def test_the_device_sees_nothing_of_a_refused_access(testdev: PCIDevice) -> None:
+    bar = testdev.bars[REGISTERS]
+    for offset, width, value in ((Dev.SCRATCH + 1, 4, 0), (Dev.SCRATCH, 3, 0), (0x10, 1, 256)):
+        with pytest.raises((RegionError, ValueError)):
+            bar.write(offset, width, value)
+    assert accesses(bar) == 0
+
+
+def test_an_error_names_the_access_and_the_device(testdev: PCIDevice) -> None:
+    with pytest.raises(RegionError) as caught:
+        testdev.bars[REGISTERS].read32(0x1000)
+    assert str(caught.value).startswith(f"read bar0+0x1000 on {testdev.uri}: ")
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_read_after_close_is_refused(testdev: PCIDevice, number: int, width: int) -> None:
+    bar = testdev.bars[number]
+    bar.read8(0)
+    testdev.close()
+    with pytest.raises(DeviceClosed):
+        READ[width](bar, 0)
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_write_after_close_is_refused(testdev: PCIDevice, number: int, width: int) -> None:
+    bar = testdev.bars[number]
+    bar.write8(0, 0)
+    testdev.close()
+    with pytest.raises(DeviceClosed):
+        WRITE[width](bar, 0, 0)
+
+
+# Posted writes
+
+
+def test_posted_writes_are_seen_by_the_next_read(testdev: PCIDevice) -> None:
+    bar = testdev.bars[REGISTERS]
+    bar.posted = True
+    for value in range(100):
+        bar.write32(Dev.SCRATCH, value)
+    assert (bar.read32(Dev.SCRATCH), accesses(bar)) == (99, 101)
+
+
+def test_posted_writes_are_seen_before_a_read_of_another_region(testdev: PCIDevice) -> None:
+    bar = testdev.bars[REGISTERS]
+    bar.posted = True
+    bar.write32(Dev.PIN, 1)
+    assert testdev.intx.asserted
+
+
+# The edu device answers some widths only
+
+
+def test_edu_identifies_itself(edu: PCIDevice) -> None:
+    assert edu.bars[0].read32(Edu.ID) == 0x010000ED
+
+
+@pytest.mark.parametrize("value", [0, 1, 0x12345678, 0xFFFFFFFF])
+def test_edu_inverts_what_it_is_told(edu: PCIDevice, value: int) -> None:
+    edu.bars[0].write32(Edu.LIVENESS, value)
+    assert edu.bars[0].read32(Edu.LIVENESS) == value ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_edu_reads_0_where_the_access_is_narrow(edu: PCIDevice, width: int) -> None:
+    assert READ[width](edu.bars[0], Edu.ID) == 0
+
+
+def test_edu_reads_all_ones_where_the_access_is_too_wide(edu: PCIDevice) -> None:
+    assert edu.bars[0].read64(Edu.ID) == 0xFFFFFFFF_FFFFFFFF
+
+
+@pytest.mark.parametrize("offset", [0x0C, 0x68, 0xA0, 0xFFFFC])
+def test_edu_reads_all_ones_where_there_is_no_register(edu: PCIDevice, offset: int) -> None:
+    assert edu.bars[0].read32(offset) == 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("width", [1, 2, 8])
+def test_edu_drops_a_write_of_the_wrong_width(edu: PCIDevice, width: int) -> None:
+    EduDriver(edu).factorial(4)
+    WRITE[width](edu.bars[0], Edu.FACTORIAL, 5)
+    assert edu.bars[0].read32(Edu.FACTORIAL) == 24
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_edu_takes_both_widths_in_the_registers_of_its_dma(edu: PCIDevice, width: int) -> None:
+    WRITE[width](edu.bars[0], Edu.DMA_SOURCE, 0x1234_5000)
+    assert READ[width](edu.bars[0], Edu.DMA_SOURCE) == 0x1234_5000
