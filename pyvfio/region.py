@@ -213,6 +213,7 @@ class Region:
     def _mapped(self) -> list[_MappedArea]:
         """The areas, mapped at first use; what cannot be mapped is read and written instead."""
         if self._areas is None:
+            self._check_open("map")
             self._areas = list(self._map_areas())
         return self._areas
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyvfio.server.declarations import check
 from pyvfio.server.model import DeviceModel, ModelBAR, ModelCapability
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, CapabilityID, Command, Register
@@ -32,6 +33,7 @@ class ModelConfigSpace:
     """
 
     def __init__(self, model: DeviceModel) -> None:
+        check(model)
         self.size = pci.EXTENDED_CONFIG_SIZE if model.express else pci.CONFIG_SIZE
         self._data = bytearray(self.size)
         self._writable = bytearray(self.size)
@@ -105,22 +107,11 @@ class ModelConfigSpace:
 
     def _base_addresses(self, model: DeviceModel) -> None:
         for number, bar in model.bars.items():
-            self._check_bar(number, bar, model)
             kind, mask = _bar_register(bar)
             wide = bar.type is BARType.MEM64
             register = Register(pci.BASE_ADDRESS_0.offset + 4 * number, 8 if wide else 4)
             self.set(register, kind)
             self._allow(register, mask & ((1 << 8 * register.width) - 1))
-
-    def _check_bar(self, number: int, bar: ModelBAR, model: DeviceModel) -> None:
-        wide = bar.type is BARType.MEM64
-        smallest = 4 if bar.type is BARType.IO else 16
-        if not 0 <= number < pci.NUM_BARS - wide or (wide and number + 1 in model.bars):
-            raise ValueError(f"there is no room for BAR {number}")
-        if bar.size < smallest or bar.size & (bar.size - 1) or bar.size >> (64 if wide else 32):
-            raise ValueError(f"BAR {number} cannot have {bar.size} bytes")
-        if bar.mappable and (not bar.backed or bar.type is BARType.IO):
-            raise ValueError(f"BAR {number} cannot be mapped")
 
     def _capability_list(self, capabilities: Sequence[ModelCapability]) -> None:
         pointer, at = pci.CAPABILITY_LIST.offset, pci.HEADER_SIZE
@@ -180,8 +171,6 @@ def _capabilities(model: DeviceModel) -> list[ModelCapability]:
 def _msi(vectors: int) -> ModelCapability:
     """A 64-bit MSI capability: control, address low and high, data."""
     order = vectors.bit_length() - 1
-    if vectors != 1 << order or order > 5:
-        raise ValueError(f"MSI cannot have {vectors} vectors")
     control = pci.MSI_CONTROL_64BIT | order << 1
     writable = pci.MSI_CONTROL_ENABLE | pci.MSI_CONTROL_MULTIPLE_ENABLE
     return ModelCapability(
@@ -193,8 +182,6 @@ def _msi(vectors: int) -> ModelCapability:
 
 def _msix(vectors: int, table: int, pba: int) -> ModelCapability:
     """An MSI-X capability: control, table and PBA, each with its BAR in the low bits."""
-    if not 1 <= vectors <= pci.MSIX_CONTROL_SIZE + 1:
-        raise ValueError(f"MSI-X cannot have {vectors} vectors")
     writable = pci.MSIX_CONTROL_ENABLE | pci.MSIX_CONTROL_MASK_ALL
     body = (vectors - 1).to_bytes(2, "little") + table.to_bytes(4, "little")
     return ModelCapability(
