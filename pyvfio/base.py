@@ -198,6 +198,15 @@ class VFIOBase(ABC):
             raise UnsupportedError("the device has no reset", op="reset", uri=self.uri)
         self._ask("reset", ResetError, self.device_io.reset)
 
+    def hot_reset(self) -> None:
+        """Reset the bus or slot that the device is in, and every device there with it.
+
+        :raises UnsupportedError: the backend has no buses.
+        :raises ResetError: it refused, or somebody else owns a device that would be reset.
+        """
+        self.check_open("hot reset")
+        self._ask("hot reset", ResetError, self.device_io.hot_reset)
+
     @property
     def lost(self) -> bool:
         """Whether the device is gone for good."""

@@ -19,7 +19,10 @@ from pyvfio.errors import BackendNotFound, BackendUnavailable
 
 ENTRY_POINTS = "pyvfio.backends"
 
-BACKENDS = {"vfio-user": "pyvfio.backends.user.device:UserDevice"}
+BACKENDS = {
+    "vfio": "pyvfio.backends.ioctl.device:KernelDevice",
+    "vfio-user": "pyvfio.backends.user.device:UserDevice",
+}
 """Scheme -> ``module:class`` of the backends that come with the package."""
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pyvfio.errors import UnsupportedError
 from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import (
@@ -181,6 +182,10 @@ class DeviceIO(ABC):
     @abstractmethod
     def reset(self) -> None:
         """``VFIO_DEVICE_RESET``."""
+
+    def hot_reset(self) -> None:
+        """``VFIO_DEVICE_PCI_HOT_RESET``: reset the bus or slot; optional."""
+        raise UnsupportedError("there is no bus to reset", op="hot reset")
 
     @abstractmethod
     def close(self) -> None:

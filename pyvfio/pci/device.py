@@ -8,6 +8,7 @@ from types import TracebackType
 from pyvfio.base import VFIOBase
 from pyvfio.container import Container
 from pyvfio.errors import UnsupportedError
+from pyvfio.irq import IRQSet
 from pyvfio.pci.bars import BARs
 from pyvfio.pci.config import ConfigSpace
 from pyvfio.pci.intx import INTx
@@ -17,7 +18,7 @@ from pyvfio.pci.msix import MSIX
 from pyvfio.pci.reset import reset_function
 from pyvfio.region import Region
 from pyvfio.uapi.pci import BARType, Command
-from pyvfio.uapi.vfio import DeviceFlags, PCIRegion
+from pyvfio.uapi.vfio import PCIIRQ, DeviceFlags, PCIRegion
 
 MIN_REGIONS = PCIRegion.CONFIG + 1
 """Regions that a PCI device has at least: six BARs, the ROM, configuration space."""
@@ -110,6 +111,30 @@ class PCIDevice:
         :raises ResetError: it refused.
         """
         reset_function(self.base, self.config)
+
+    def hot_reset(self) -> None:
+        """Reset the bus or slot of the device, with every device there.
+
+        :raises UnsupportedError: the backend has no buses.
+        :raises ResetError: it refused, or somebody else owns a device that would be reset.
+        """
+        self.base.hot_reset()
+
+    def watch_release(self) -> IRQSet:
+        """One interrupt that fires when the host asks for the device back (an unbind, a removal).
+
+        The host waits until the device is closed; it is asked again from time to time.
+
+        :raises IRQError: the device cannot tell.
+        """
+        return self.base.enable_irqs(PCIIRQ.REQ, 1)
+
+    def watch_errors(self) -> IRQSet:
+        """One interrupt that fires when the device reports an error that it cannot correct (AER).
+
+        :raises IRQError: the device cannot tell.
+        """
+        return self.base.enable_irqs(PCIIRQ.ERR, 1)
 
     @property
     def lost(self) -> bool:

@@ -139,6 +139,15 @@ class DependentDevice:
     devfn: int
 
 
+@dataclass(slots=True)
+class HotReset:
+    """``struct vfio_pci_hot_reset``; group descriptors follow."""
+
+    argsz: int
+    flags: int
+    count: int
+
+
 GROUP_STATUS = Layout(GroupStatus, "I I", "struct vfio_group_status")
 IOMMU_INFO = Layout(IOMMUInfo, "I I Q I", "struct vfio_iommu_type1_info")
 IOVA_RANGES = Layout(IOVARanges, "I I")
@@ -146,3 +155,7 @@ IOVA_RANGE = Layout(IOVARange, "Q Q", "struct vfio_iova_range")
 DMA_AVAIL = Layout(DMAAvail, "I")
 HOT_RESET_INFO = Layout(HotResetInfo, "I I I", "struct vfio_pci_hot_reset_info")
 DEPENDENT_DEVICE = Layout(DependentDevice, "I H B B", "struct vfio_pci_dependent_device")
+HOT_RESET = Layout(HotReset, "I I I", "struct vfio_pci_hot_reset")
+
+LAYOUTS = (GROUP_STATUS, IOMMU_INFO, IOVA_RANGE, HOT_RESET_INFO, DEPENDENT_DEVICE, HOT_RESET)
+"""Every layout that has a C type of its own."""

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs in the guest: the conformance suite on the kernel backend, then the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from tests.conftest import EDU_URI
+from tests.guest.suite.conftest import EDU, bound
+
+os.environ[EDU_URI] = f"vfio:{bound(EDU)}"
+sys.exit(
+    pytest.main(
+        ["-q", "-p", "no:cacheprovider", "tests/conformance", "tests/guest/suite", *sys.argv[1:]]
+    )
+)
