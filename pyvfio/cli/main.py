@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import __version__
-from pyvfio.cli import config, demo, info, irq, peek, reset, serve
+from pyvfio.cli import bind, config, demo, doctor, info, irq, list_devices, peek, reset, serve
 from pyvfio.errors import BackendError, ConnectionLost, OpenError, VFIOError, VFIOTimeout
 
 DONE, FAILED, USAGE, UNAVAILABLE, TIMEOUT = range(5)
 INTERRUPTED = 130
 
-_VERBS = (demo, info, config, peek, irq, reset, serve)
+_VERBS = (demo, list_devices, bind, doctor, info, config, peek, irq, reset, serve)
 
 _EPILOG = """exit status: 0 done, 1 failed, 2 usage, 3 device or backend unavailable, 4 time-out"""
 
