@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import threading
@@ -148,7 +149,9 @@ class IRQ:
         """Make everybody who waits look again whether the device is there."""
         with self._lock:
             if self._fd >= 0:
-                os.eventfd_write(self._fd, 1)
+                # Who holds the other end may have filled it: then it is readable already.
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         """Wake everybody who waits; the last of them closes the descriptor."""

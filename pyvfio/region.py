@@ -191,7 +191,7 @@ class Region:
         :raises UnsupportedError: these bytes cannot be mapped, or not in one piece.
         """
         self._check_open("view")
-        for area in self._mapped():
+        for area in self._mapped() if self._readable else ():
             end = area.end if size is None else offset + size
             if area.start <= offset < area.end and offset <= end <= area.end:
                 return area.view.array[offset - area.start : end - area.start]

@@ -17,6 +17,7 @@
 static __thread sigjmp_buf guard;
 static __thread volatile sig_atomic_t guarded;
 static __thread volatile sig_atomic_t faulted;
+static __thread volatile sig_atomic_t passed_on;
 static struct sigaction previous;
 
 static void on_sigbus(int number, siginfo_t *info, void *context)
@@ -25,10 +26,14 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         guarded = 0;
         siglongjmp(guard, 1);
     }
-    if (previous.sa_flags & SA_SIGINFO) {
+    if (!passed_on && (previous.sa_flags & SA_SIGINFO)) {
+        passed_on = 1;
         previous.sa_sigaction(number, info, context);
-    } else if (previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+        passed_on = 0;
+    } else if (!passed_on && previous.sa_handler != SIG_DFL && previous.sa_handler != SIG_IGN) {
+        passed_on = 1;
         previous.sa_handler(number);
+        passed_on = 0;
     } else {
         /* Not ours and nobody's: the access is repeated and ends the process as usual. */
         signal(number, SIG_DFL);
@@ -40,6 +45,11 @@ static int pyvfio_guard(void)
 {
     struct sigaction action;
 
+    /* Called at each map: another handler (faulthandler's) may have been put before ours. */
+    if (sigaction(SIGBUS, NULL, &action))
+        return -errno;
+    if ((action.sa_flags & SA_SIGINFO) && action.sa_sigaction == on_sigbus)
+        return 0;
     memset(&action, 0, sizeof(action));
     action.sa_sigaction = on_sigbus;
     action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
@@ -104,7 +114,10 @@ static int pyvfio_copy(uintptr_t to, uintptr_t from, size_t size)
 static void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable)
 {
     int protection = (readable ? PROT_READ : 0) | (writable ? PROT_WRITE : 0);
-    void *address = mmap(NULL, size, protection, MAP_SHARED, fd, (off_t)offset);
+    void *address;
+
+    pyvfio_guard();
+    address = mmap(NULL, size, protection, MAP_SHARED, fd, (off_t)offset);
 
     return address == MAP_FAILED ? NULL : address;
 }

@@ -139,10 +139,8 @@ def _listen(path: str, mode: int) -> socket.socket:
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # The file that bind() makes takes the socket's own mode, so there is no moment at which
-        # somebody else could connect, and no umask to change for the whole process.
-        os.fchmod(sock.fileno(), mode)
         sock.bind(path)
+        os.chmod(path, mode)  # before listen(), so that nobody else could have connected
         sock.listen(CLIENTS_WAITING)
         sock.setblocking(False)
     except OSError as error:

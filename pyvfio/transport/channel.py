@@ -189,6 +189,7 @@ class Channel:
         self._lost: VFIOError | None = None
         self._closing = False
         self._paused = False
+        self._hurried = False
         # Who has the turn holds the lock; the waiters who have not sleep, and are passed it.
         self._turn = threading.Lock()
         self._reader: int | None = None
@@ -306,7 +307,11 @@ class Channel:
             self._wake()
 
     def nudge(self) -> None:
-        """Have whoever reads look whether it is ready for another reason."""
+        """Have whoever reads, or waits until the peer reads, look whether there is another reason.
+
+        Takes no lock, so that a signal handler may call it.
+        """
+        self._hurried = True
         self._wake()
 
     def close(self) -> None:
@@ -389,6 +394,8 @@ class Channel:
         if not self._room.wait_for(self._has_room, timeout):
             raise self._timeout(command, seconds, "the peer does not read")
         self._check_usable(command)
+        if self._queued >= MAX_QUEUED:
+            raise DeviceClosed("closing", op=command_name(command), uri=self.name)
 
     def _wait_for_slot(self, command: int) -> None:
         def has_slot() -> bool:
@@ -400,7 +407,7 @@ class Channel:
         self._check_usable(command)
 
     def _has_room(self) -> bool:
-        return self._queued < MAX_QUEUED or self._over()
+        return self._queued < MAX_QUEUED or self._hurried or self._over()
 
     def _check_usable(self, command: int) -> None:
         if self._closing:
@@ -505,6 +512,8 @@ class Channel:
             for fd, events in self._poller.poll(None if seconds is None else 1000 * seconds):
                 if fd == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
+                    with self._lock:
+                        self._room.notify_all()
                     continue
                 if events & select.POLLOUT:
                     self._flush()

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from typing import NamedTuple
 
 from pyvfio.errors import (
@@ -15,6 +16,7 @@ from pyvfio.errors import (
     DeviceNotFound,
     NegotiationError,
     OpenError,
+    RemoteError,
     VFIOTimeout,
 )
 from pyvfio.transport.channel import Channel
@@ -46,7 +48,10 @@ def connect(path: str, uri: str, timeout: float) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.settimeout(timeout)
+        # A time-out of Python's own would not wait for room in the server's queue of clients.
+        microseconds = max(1, int(1e6 * timeout))
+        limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         sock.connect(path)
     except BaseException as error:
         sock.close()
@@ -57,7 +62,7 @@ def connect(path: str, uri: str, timeout: float) -> socket.socket:
 
 
 def _open_error(error: OSError, uri: str, timeout: float) -> Exception:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError | BlockingIOError):
         return VFIOTimeout(f"the server accepts nobody within {timeout} s", op="open", uri=uri)
     if isinstance(error, FileNotFoundError):
         return DeviceNotFound(
@@ -104,7 +109,14 @@ def negotiate(channel: Channel, own: Capabilities) -> Agreement:
     :raises NegotiationError: the server's answer does not go with ours.
     """
     request = messages.Version(version.MAJOR, version.MINOR, own)
-    reply, fds = channel.call(Command.VERSION, request)
+    try:
+        reply, fds = channel.call(Command.VERSION, request)
+    except RemoteError as error:
+        raise NegotiationError(
+            f"the server refuses version {version.MAJOR}.{version.MINOR}: {error.reason}",
+            uri=channel.name,
+            errno=error.errno,
+        ) from error
     try:
         if reply.major != version.MAJOR or reply.minor > version.MINOR:
             raise NegotiationError(

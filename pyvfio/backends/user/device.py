@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
+from collections.abc import Callable
 
 from pyvfio.backends.user.connect import connect, negotiate, own_capabilities
 from pyvfio.backends.user.container_io import UserContainerIO
@@ -12,10 +14,13 @@ from pyvfio.backends.user.device_io import UserDeviceIO
 from pyvfio.backends.user.dma_service import DMAService
 from pyvfio.base import VFIOBase
 from pyvfio.container import Container
+from pyvfio.errors import VFIOError
 from pyvfio.transport.channel import Channel
 from pyvfio.vectors import ContainerIO, DeviceIO
 from pyvfio.wire.commands import Role
 from pyvfio.wire.version import DEFAULT_MAX_DATA_XFER_SIZE, Limits
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a request waits for its reply."""
@@ -52,7 +57,9 @@ class UserDevice(VFIOBase):
     def _open(self, path: str, timeout: float, twin_socket: bool) -> None:
         service = DMAService(DEFAULT_MAX_DATA_XFER_SIZE)
 
-        def channel(sock: socket.socket, name: str) -> Channel:
+        def channel(
+            sock: socket.socket, name: str, on_lost: Callable[[VFIOError], None]
+        ) -> Channel:
             made = Channel(
                 sock,
                 Role.CLIENT,
@@ -60,15 +67,16 @@ class UserDevice(VFIOBase):
                 max_data=DEFAULT_MAX_DATA_XFER_SIZE,
                 timeout=timeout,
                 on_request=service,
-                on_lost=self._mark_lost,
+                on_lost=on_lost,
             )
             self._undo.callback(made.close)
             return made
 
-        main = channel(connect(path, self.uri, timeout), self.uri)
+        main = channel(connect(path, self.uri, timeout), self.uri, self._mark_lost)
         agreement = negotiate(main, own_capabilities(twin_socket))
         if agreement.twin is not None:
-            channel(agreement.twin, f"{self.uri} (twin socket)")
+            # Without it the server cannot ask for memory any more, but it can be asked.
+            channel(agreement.twin, f"{self.uri} (twin socket)", _note_loss)
         self.version, self.limits = agreement.version, agreement.limits
         self._device_io = UserDeviceIO(main, agreement.limits)
         self._undo.callback(self._device_io.close)
@@ -90,3 +98,7 @@ class UserDevice(VFIOBase):
     @property
     def container_io(self) -> ContainerIO:
         return self._container_io
+
+
+def _note_loss(error: VFIOError) -> None:
+    log.warning("%s", error)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class DMAService:
     """Answers the server's requests.
 
-    :param max_data: most bytes in one DMA_READ, as negotiated.
+    :param max_data: most bytes in one request, as negotiated.
     """
 
     def __init__(self, max_data: int) -> None:
@@ -51,15 +51,15 @@ class DMAService:
         if container is None:
             raise DMAError("nothing is mapped yet", op=request.command.name, errno=errno.EFAULT)
         message = request.message
-        if request.command is Command.DMA_WRITE:
-            container.device_write(message.address, message.data)
-            return messages.DMAWritten(message.address, len(message.data))
-        if message.count > self._max_data:
+        writes = request.command is Command.DMA_WRITE
+        count = len(message.data) if writes else message.count
+        if count > self._max_data:
             raise DMAError(
-                f"{message.count} bytes, {self._max_data} were negotiated",
+                f"{count} bytes, {self._max_data} were negotiated",
                 op=request.command.name,
                 errno=errno.E2BIG,
             )
-        return messages.DMAData(
-            message.address, container.device_read(message.address, message.count)
-        )
+        if writes:
+            container.device_write(message.address, message.data)
+            return messages.DMAWritten(message.address, count)
+        return messages.DMAData(message.address, container.device_read(message.address, count))
