@@ -13,9 +13,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
+from pyvfio.closing import Closing
 from pyvfio.container import Container
 from pyvfio.errors import (
     ConnectionLost,
@@ -47,7 +47,7 @@ _RegionKind = TypeVar("_RegionKind", bound=Region)
 _Answer = TypeVar("_Answer")
 
 
-class VFIOBase(ABC):
+class VFIOBase(Closing, ABC):
     """A device opened through VFIO, whichever way it is reached.
 
     A subclass sets up its transport in ``__init__``, pushes what undoes each step onto
@@ -260,14 +260,3 @@ class VFIOBase(ABC):
         """Raise :class:`DeviceClosed` after :meth:`close`."""
         if self._closed:
             raise DeviceClosed("the device is closed", op=op, uri=self.uri)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -10,9 +10,9 @@ import select
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
-from types import TracebackType
 from typing import Protocol, overload
 
+from pyvfio.closing import Closing
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOTimeout
 from pyvfio.uapi.vfio import PCIIRQ, IRQFlags, IRQSetFlags
 from pyvfio.vectors import IRQInfo
@@ -173,7 +173,7 @@ class IRQ:
                 self._fd = -1
 
 
-class IRQSet:
+class IRQSet(Closing):
     """The enabled vectors of one interrupt index; disables the index when closed.
 
     Made by ``enable`` of MSI, MSI-X or INTx.  Use it in a ``with`` statement.
@@ -263,14 +263,3 @@ class IRQSet:
         for irq in self._irqs:
             irq.close()
         self._owner.forget_irqs(self)
-
-    def __enter__(self) -> IRQSet:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

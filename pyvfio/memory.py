@@ -14,13 +14,13 @@ import secrets
 import warnings
 import weakref
 from enum import Enum
-from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import posix_ipc
 
+from pyvfio.closing import Closing
 from pyvfio.errors import BufferInUse, DeviceClosed, VFIOError
 from pyvfio.native.mmio import MappedMemory
 
@@ -87,7 +87,7 @@ class View:
         self._memory = None
 
 
-class SharedMemory:
+class SharedMemory(Closing):
     """Memory with a file descriptor, so that it can be handed to another process.
 
     :param size: bytes; rounded up to whole pages.
@@ -172,17 +172,6 @@ class SharedMemory:
     def __repr__(self) -> str:
         return f"<SharedMemory {self.kind.value} size={self.size} fd={self.fd}>"
 
-    def __enter__(self) -> SharedMemory:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _create(size: int, kind: MemoryKind, huge_page_size: int | None) -> int:
     if kind is MemoryKind.MEMFD:
@@ -232,7 +221,7 @@ class BufferOwner(Protocol):
         """A buffer was released."""
 
 
-class DMABuffer:
+class DMABuffer(Closing):
     """Memory that the program and the device share; made by :meth:`Container.alloc`.
 
     :ivar iova: where the device finds it.
@@ -288,12 +277,6 @@ class DMABuffer:
     def _check_open(self) -> None:
         if not self._open:
             raise DeviceClosed("closed", op=f"dma buffer at iova {self.iova:#x}")
-
-    def __enter__(self) -> DMABuffer:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<DMABuffer iova={self.iova:#x} size={self.size}>"

@@ -53,6 +53,9 @@ def _takes_only_edu(item: pytest.Item) -> bool:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many tests ran where, for what tests have recorded of it."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    suite = [r for r in reports if r.nodeid.startswith("tests/conformance/") and r.when == "call"]
+    if suite and not os.environ.get(EDU_URI):
+        terminalreporter.write_line(f"{len(suite)} tests of the suite ran over vfio-user")
     for report in reports:
         for where, count in getattr(report, "user_properties", ()):
             if report.when == "call":

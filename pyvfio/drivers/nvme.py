@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 
+from pyvfio.closing import Closing
 from pyvfio.drivers.nvme_queue import Command, NVMeError, QueuePair, Request
 from pyvfio.errors import DeviceClosed, OperationError, UnsupportedError, VFIOError, VFIOTimeout
 from pyvfio.irq import IRQSet
@@ -96,7 +96,7 @@ class Namespace:
     metadata_size: int
 
 
-class NVMeDriver:
+class NVMeDriver(Closing):
     """Drives one controller, from its reset to its shutdown; one thread at a time for each queue.
 
     :param dev: the device; it stays the caller's.
@@ -535,17 +535,6 @@ class NVMeDriver:
             reason = "no such namespace" if found is None else f"cannot use {found}"
             raise UnsupportedError(reason, op=f"namespace {nsid}", uri=self.dev.uri)
         return found
-
-    def __enter__(self) -> NVMeDriver:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self.queues else "stopped"

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from pyvfio.base import VFIOBase
+from pyvfio.closing import Closing
 from pyvfio.container import Container
 from pyvfio.errors import UnsupportedError
 from pyvfio.irq import IRQSet
@@ -26,7 +25,7 @@ MIN_IRQS = 3
 """Interrupt indexes that a PCI device has at least: INTx, MSI, MSI-X."""
 
 
-class PCIDevice:
+class PCIDevice(Closing):
     """A PCI function on any backend.
 
     Opening it enables memory and I/O decoding for the BARs it has; bus mastering is left as it is
@@ -149,17 +148,6 @@ class PCIDevice:
     def close(self) -> None:
         """Disable interrupts, release DMA memory and BARs, let the device go.  May be repeated."""
         self.base.close()
-
-    def __enter__(self) -> PCIDevice:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "lost" if self.lost else "open"

@@ -10,8 +10,8 @@ import select
 import socket
 import stat
 import threading
-from types import TracebackType
 
+from pyvfio.closing import Closing
 from pyvfio.errors import AccessDenied, DeviceBusy, OpenError
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.model import DeviceModel
@@ -23,7 +23,7 @@ CLIENTS_WAITING = 16
 """Clients that may wait in the socket's queue while another is served."""
 
 
-class Server:
+class Server(Closing):
     """Hosts a device model on a socket.
 
     One client is served at a time; a second one connects and is answered when the first has left.
@@ -122,17 +122,6 @@ class Server:
                 os.unlink(self.path)
         except FileNotFoundError:
             pass
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _listen(path: str, mode: int) -> socket.socket:

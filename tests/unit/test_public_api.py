@@ -36,7 +36,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 ROOMS = {
     **dict.fromkeys(
-        ("vectors", "memory", "iova", "irq", "region", "container", "base", "registry"), "core"
+        ("vectors", "closing", "memory", "iova", "irq", "region", "container", "base", "registry"),
+        "core",
     ),
     "": "front door",
     "__main__": "cli",

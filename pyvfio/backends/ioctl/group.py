@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""IOMMU groups: opened once in a process, with one container and one IO address space each.
+"""IOMMU groups and the containers they are put into.
 
 A group's node can be opened only once, and all its devices are in one container; so the devices of
-a group that this process opens share both, and the last to close lets them go.
+a group that this process opens share both, and the last to close lets them go.  Several groups can
+be put into one container: their devices then share one IO address space.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 
 from pyvfio.backends.ioctl import sysfs
@@ -20,6 +22,7 @@ from pyvfio.errors import (
     DeviceNotFound,
     GroupNotViable,
     OpenError,
+    VFIOError,
 )
 from pyvfio.native.ioctl import ioctl
 from pyvfio.uapi.ioctl import GROUP_STATUS, GroupFlags, Ioctl
@@ -30,14 +33,52 @@ _open: dict[tuple[int, bool], Group] = {}
 _lock = threading.Lock()
 
 
-class Group:
-    """One open group in its container.
+class AddressSpace:
+    """A container of the kernel with the groups that are in it, and the DMA maps they share.
 
-    :ivar container_io: the vector of the container.
-    :ivar container: the IO address space that its devices share.
+    :ivar io: the vector.
     """
 
-    def __init__(self, number: int, uri: str, noiommu: bool) -> None:
+    def __init__(self, uri: str, noiommu: bool) -> None:
+        self.io = KernelContainer(uri, noiommu)
+        self._uri = uri
+        self._groups = 0
+        self._container: Container | None = None
+
+    @property
+    def container(self) -> Container:
+        """The table of what is mapped; only with a group inside."""
+        assert self._container is not None
+        return self._container
+
+    def join(self, group_fd: int) -> None:
+        """Put a group into the container; the first one brings the IOMMU.
+
+        :raises OSError: the group's IOMMU does not go with those inside.
+        :raises BackendUnavailable: there is no IOMMU.
+        """
+        ioctl(group_fd, Ioctl.GROUP_SET_CONTAINER, bytearray(struct.pack("=i", self.io.fd)))
+        if self._container is None:
+            self.io.set_iommu()
+            self._container = Container(self.io, self._uri)
+        self._groups += 1
+
+    def leave(self) -> None:
+        """A group's descriptor was closed; the last one takes the container along."""
+        self._groups -= 1
+        if not self._groups:
+            # The kernel drops maps and pins with the last descriptor; then memory may go.
+            self.io.close()
+            self.container.close()
+
+
+class Group:
+    """One open group.
+
+    :ivar space: the container that it is in.
+    """
+
+    def __init__(self, number: int, uri: str, noiommu: bool, space: AddressSpace | None) -> None:
         self.number = number
         self._key = (number, noiommu)
         self._users = 0
@@ -45,17 +86,17 @@ class Group:
         self.fd = _open_group(f"{_FOLDER}/{name}", uri)
         try:
             self._check_viable(uri)
-            self.container_io = KernelContainer(uri, noiommu)
-        except BaseException:
+            self.space = space or AddressSpace(uri, noiommu)
+            try:
+                self.space.join(self.fd)
+            except BaseException:
+                if space is None:
+                    self.space.io.close()
+                raise
+        except BaseException as error:
             os.close(self.fd)
-            raise
-        try:
-            container_fd = self.container_io.fd.to_bytes(4, "little")
-            ioctl(self.fd, Ioctl.GROUP_SET_CONTAINER, bytearray(container_fd))
-            self.container_io.set_iommu()
-            self.container = Container(self.container_io, uri)
-        except BaseException:
-            self._close()
+            if isinstance(error, OSError) and not isinstance(error, VFIOError):
+                raise _joining_error(error, number, uri) from error
             raise
 
     def _check_viable(self, uri: str) -> None:
@@ -65,16 +106,23 @@ class Group:
             raise _not_viable(self.number, uri)
 
     @classmethod
-    def acquire(cls, number: int, uri: str, noiommu: bool = False) -> Group:
+    def acquire(
+        cls, number: int, uri: str, noiommu: bool = False, space: AddressSpace | None = None
+    ) -> Group:
         """The open group ``number``, opened if it is not; :meth:`release` it as often.
 
+        :param space: the container to put it into; one of its own by default.
         :raises OpenError: there is no such group, or it is busy, not viable, or not permitted.
         :raises BackendUnavailable: there is no VFIO, or no IOMMU.
         """
         with _lock:
             group = _open.get((number, noiommu))
             if group is None:
-                group = _open[number, noiommu] = cls(number, uri, noiommu)
+                group = _open[number, noiommu] = cls(number, uri, noiommu, space)
+            elif space is not None and group.space is not space:
+                raise DeviceBusy(
+                    f"IOMMU group {number} is in another container", op="open", uri=uri
+                )
             group._users += 1
             return group
 
@@ -86,19 +134,14 @@ class Group:
         return found[0] if found else None
 
     def release(self) -> None:
-        """Give back what :meth:`acquire` gave; the last user closes group and container."""
+        """Give back what :meth:`acquire` gave; the last user closes the group."""
         with _lock:
             self._users -= 1
             if self._users:
                 return
             del _open[self._key]
-            self._close()
-        self.container.close()
-
-    def _close(self) -> None:
-        # The container drops its maps, and its pins, when the last descriptor of it is gone.
-        os.close(self.fd)
-        self.container_io.close()
+            os.close(self.fd)
+            self.space.leave()
 
     def device_fd(self, bdf: str, uri: str, vf_token: str | None = None) -> int:
         """A descriptor of a device of the group, which is the caller's.
@@ -136,6 +179,16 @@ def _open_group(path: str, uri: str) -> int:
             errno=errno.ENOENT,
             hint="modprobe vfio-pci",
         ) from error
+
+
+def _joining_error(error: OSError, number: int, uri: str) -> OpenError:
+    code = error.errno or errno.EIO
+    return OpenError(
+        f"IOMMU group {number} cannot be put into the container: {os.strerror(code)}",
+        op="open",
+        uri=uri,
+        errno=code,
+    )
 
 
 def _not_viable(number: int, uri: str) -> GroupNotViable:

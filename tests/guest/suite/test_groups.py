@@ -121,3 +121,27 @@ def test_opening_and_closing_leaves_nothing_behind() -> None:
         with pyvfio.open(uri) as dev:
             dev.bars[0].read32(0)
     assert len(open_fds()) == len(before)
+
+
+def test_devices_of_different_groups_share_a_container_where_asked() -> None:
+    edu, nvme = bound(EDU), bound("1b36:0010")
+    assert inside.group(edu) != inside.group(nvme)
+    before = len(open_fds())
+    with (
+        pyvfio.open(f"vfio:{edu}") as one,
+        pyvfio.open(f"vfio:{nvme}", container_of=one) as two,
+    ):
+        assert one.dma is two.dma
+        with EduDriver(one).alloc() as buffer:
+            EduDriver(one).to_device(buffer)
+        one.close()
+        with two.dma.alloc(4096) as buffer:  # it lives until the last of them has left
+            assert buffer.array.size == 4096
+    assert len(open_fds()) == before
+    with pyvfio.open(f"vfio:{edu}"):
+        pass
+
+
+def test_a_container_of_something_else_is_refused(edu: PCIDevice) -> None:
+    with pytest.raises(ValueError, match="container_of"):
+        pyvfio.open(edu.uri, container_of="edu")
