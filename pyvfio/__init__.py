@@ -97,11 +97,13 @@ __all__ = [
 def open(uri: str, **options: Any) -> PCIDevice:  # noqa: A001 - pyvfio.open is the API
     """Open a PCI device.
 
-    :param uri: ``vfio-user:/path/to/socket``; options may follow as ``?timeout=2``.
+    :param uri: ``vfio:0000:03:00.0`` or ``vfio-user:/path/to/socket``; options may follow as
+        ``?timeout=2``.
     :param options: typed options of the backend; an unknown one is an error.
     :raises BackendError: no such scheme, or its backend cannot work here.
     :raises OpenError: the device cannot be opened.
     :raises UnsupportedError: it is no PCI device.
+    :raises ValueError: an option is unknown or of the wrong type.
     """
     base = open_backend(uri, options)
     try:

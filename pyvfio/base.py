@@ -12,7 +12,7 @@ import errno
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 from pyvfio.closing import Closing
@@ -152,11 +152,24 @@ class VFIOBase(Closing, ABC):
         if not 1 <= count <= available.count:
             raise IRQError(f"the device has {available.count} vectors", op=op, uri=self.uri)
         with self._lock:
+            if any(other.index == index for other in self._irq_sets):
+                raise IRQError(
+                    "it is enabled already",
+                    op=op,
+                    uri=self.uri,
+                    errno=errno.EBUSY,
+                    hint="close its IRQSet first",
+                )
             irqs = self._ask(op, IRQError, lambda: IRQSet(self, available, count))
             try:
                 self.set_irqs(index, IRQSetFlags.TRIGGER, 0, count, eventfds=irqs.filenos())
             except BaseException:
-                irqs.release()
+                # Some of the vectors may have been enabled, where it took several messages.
+                try:
+                    with suppress(VFIOError):
+                        self.set_irqs(index, IRQSetFlags.TRIGGER, 0, 0)
+                finally:
+                    irqs.release()
                 raise
             self._irq_sets.add(irqs)
             return irqs
@@ -230,7 +243,10 @@ class VFIOBase(Closing, ABC):
         return self._closed
 
     def close(self) -> None:
-        """Disable interrupts, unmap DMA memory and BARs, let go of the device.  May be repeated."""
+        """Disable interrupts, unmap DMA memory and BARs, let go of the device.  May be repeated.
+
+        Waits for a call of another thread that asks the device for a region or enables interrupts.
+        """
         with self._lock:
             if self._closed:
                 return

@@ -10,7 +10,13 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import cast
 
-from pyvfio.errors import ConnectionLost, DeviceClosed, DMAError, operation_error
+from pyvfio.errors import (
+    ConnectionLost,
+    DeviceClosed,
+    DMAError,
+    VFIOTimeout,
+    operation_error,
+)
 from pyvfio.iova import IOVAAllocator
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
 from pyvfio.native import mmio
@@ -56,6 +62,7 @@ class Container:
         self._maps: list[Mapping] = []
         self._iova = IOVAAllocator(io.iova_ranges)
         self._buffers: set[DMABuffer] = set()
+        self._unanswered: set[int] = set()
         self._closed = False
 
     @property
@@ -89,7 +96,8 @@ class Container:
         :param size: bytes; rounded up to whole pages of the device.
         :param address_bits: width of the device's DMA addresses; the IOVA stays below.
         :param flags: whether the device may READ it, WRITE it, or both.
-        :param kind: where the memory comes from.
+        :param kind: where the memory comes from.  With a server that is not trusted take memfd,
+            which it cannot truncate: touching an array whose file was truncated ends the process.
         :param huge_page_size: back it with huge pages of so many bytes (memfd only).
         :raises DMAError: no address is free, or the backend refused.
         """
@@ -98,12 +106,13 @@ class Container:
         page = max(self.page_size, huge_page_size or 0)
         memory = SharedMemory(-(-size // page) * page, kind, huge_page_size)
         try:
-            iova = self.map(memory, address_bits=address_bits, flags=flags)
+            with self._change:
+                iova = self.map(memory, address_bits=address_bits, flags=flags)
+                buffer = DMABuffer(self, memory, iova)
+                self._buffers.add(buffer)
         except BaseException:
             memory.release()
             raise
-        buffer = DMABuffer(self, memory, iova)
-        self._buffers.add(buffer)
         return buffer
 
     def map(
@@ -137,7 +146,8 @@ class Container:
             try:
                 self._io.dma_map(iova, size, memory, offset, flags)
             except BaseException as error:
-                self._remove(mapping)
+                # A server that did not answer in time may map it yet: the address stays taken.
+                self._remove(mapping, reuse=not isinstance(error, VFIOTimeout))
                 if isinstance(error, OSError):
                     raise self._failure("map", iova, size, error) from error
                 raise
@@ -156,7 +166,12 @@ class Container:
             except ConnectionLost:
                 pass  # the server that held the memory is gone, and its maps with it
             except OSError as error:
-                raise self._failure("unmap", iova, size, error) from error
+                if isinstance(error, VFIOTimeout):
+                    self._unanswered.add(iova)
+                # Where an earlier try was not answered in time, it was carried out all the same.
+                if error.errno != errno.ENOENT or iova not in self._unanswered:
+                    raise self._failure("unmap", iova, size, error) from error
+            self._unanswered.discard(iova)
             self._remove(mapping)
 
     def unmap_all(self) -> None:
@@ -257,10 +272,11 @@ class Container:
             self._maps.insert(position, mapping)
         self._iova.take(mapping.iova, mapping.last)
 
-    def _remove(self, mapping: Mapping) -> None:
+    def _remove(self, mapping: Mapping, reuse: bool = True) -> None:
         with self._table:
             del self._maps[bisect_right(self._maps, mapping.iova, key=_start) - 1]
-        self._iova.give(mapping.iova, mapping.last)
+        if reuse:
+            self._iova.give(mapping.iova, mapping.last)
 
     def _exact(self, iova: int, size: int) -> Mapping:
         mapping = self._holder(iova)
@@ -330,7 +346,8 @@ class Container:
 
     def forget(self, buffer: DMABuffer) -> None:
         """A buffer was released; called by it."""
-        self._buffers.discard(buffer)
+        with self._change:
+            self._buffers.discard(buffer)
 
     def close(self) -> None:
         """Release all buffers; called when the device has lost its maps.  May be repeated."""

@@ -14,6 +14,7 @@ from typing import Protocol, overload
 
 from pyvfio.closing import Closing
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOTimeout
+from pyvfio.polling import milliseconds
 from pyvfio.uapi.vfio import PCIIRQ, IRQFlags, IRQSetFlags
 from pyvfio.vectors import IRQInfo
 
@@ -88,7 +89,7 @@ class IRQ:
                     raise VFIOTimeout(
                         f"no interrupt within {timeout} s", op=self._op, uri=self._owner.uri
                     )
-                poller.poll(None if left is None else left * 1000)
+                poller.poll(milliseconds(left))
         finally:
             self._leave()
 
@@ -105,6 +106,8 @@ class IRQ:
 
     async def _wait_async(self) -> int:
         loop = asyncio.get_running_loop()
+        if self._futures and self._futures[0].get_loop() is not loop:
+            raise RuntimeError(f"{self._op}: another event loop waits for it already")
         self._enter()
         try:
             while True:

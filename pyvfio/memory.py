@@ -110,6 +110,8 @@ class SharedMemory(Closing):
         if huge_page_size is not None and kind is not MemoryKind.MEMFD:
             raise ValueError("huge pages need MemoryKind.MEMFD")
         page = huge_page_size or PAGE_SIZE
+        if page < PAGE_SIZE or page & (page - 1):
+            raise ValueError(f"pages of {page} bytes")
         self.size = -(-size // page) * page
         self.kind = kind
         try:
@@ -169,6 +171,12 @@ class SharedMemory(Closing):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.release()
 
+    def __exit__(self, *_: object) -> None:
+        """As :meth:`close`; where a view is alive, the memory lives until it is deleted."""
+        in_use = self.in_use
+        self.release()
+        _warn_in_use(self, in_use)
+
     def __repr__(self) -> str:
         return f"<SharedMemory {self.kind.value} size={self.size} fd={self.fd}>"
 
@@ -197,8 +205,13 @@ def _create_memfd(size: int, huge_page_size: int | None) -> int:
     if huge_page_size is not None:
         shift = huge_page_size.bit_length() - 1
         flags |= os.MFD_HUGETLB | (shift << os.MFD_HUGE_SHIFT)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     fd = _sized(os.memfd_create("pyvfio", flags), size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -209,6 +222,15 @@ def _sized(fd: int, size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _warn_in_use(memory: object, in_use: bool) -> None:
+    if in_use:
+        warnings.warn(
+            f"{memory!r} was left while a numpy view of it is alive; the memory lives on with it",
+            ResourceWarning,
+            stacklevel=3,
+        )
 
 
 class BufferOwner(Protocol):
@@ -277,6 +299,14 @@ class DMABuffer(Closing):
     def _check_open(self) -> None:
         if not self._open:
             raise DeviceClosed("closed", op=f"dma buffer at iova {self.iova:#x}")
+
+    def __exit__(self, *_: object) -> None:
+        """As :meth:`close`; where a view is alive, the memory lives until it is deleted."""
+        if self._open:
+            in_use = self.in_use
+            self._container.unmap(self.iova, self.size)
+            self.release()
+            _warn_in_use(self, in_use)
 
     def __repr__(self) -> str:
         return f"<DMABuffer iova={self.iova:#x} size={self.size}>"

@@ -78,7 +78,7 @@ def no_leaks() -> Iterator[None]:
     assert eventually(lambda: thread_names() <= threads), thread_names() - threads
     after = open_fds()
     leaked = {fd: name for fd, name in after.items() if fds.get(fd) != name}
-    assert len(after) <= len(fds), f"descriptors leaked: {leaked}"
+    assert not leaked, f"descriptors leaked: {leaked}"
     assert shared_segments() <= segments
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyvfio
 from pyvfio.cli.describe import as_text, describe
-from pyvfio.cli.edu_steps import Step, run_steps
+from pyvfio.cli.edu_steps import STEP_NAMES, Step, run_steps
 from pyvfio.cli.uris import add_uri
 from pyvfio.errors import BackendUnavailable
 
@@ -113,11 +113,10 @@ def _verdict(steps: Sequence[Step]) -> int:
 
 def _compare() -> int:
     print("Booting a guest with an IOMMU and QEMU's edu device ...", flush=True)
-    kernel = _steps(_run_in_guest())
+    kernel = _run_in_guest()
     with _served("edu") as uri:
         command = [sys.executable, "-m", "pyvfio", "demo", "-o", "json", uri]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    user = _steps(done.stdout)
+        user = _steps(command, "the served model")
     heads = ("kernel VFIO, QEMU's edu in the guest", "vfio-user, pyvfio's edu in a process")
     width = max(len(step.value) for step in (*kernel, *user)) + 20
     print(f"\n  {'':<26} {heads[0]:<{width}} {heads[1]}")
@@ -130,12 +129,22 @@ def _cell(step: Step) -> str:
     return f"{step.verdict} {step.milliseconds:7.1f} ms  {step.value}"
 
 
-def _steps(lines: str) -> list[Step]:
-    return [Step(**json.loads(line)) for line in lines.splitlines() if line.startswith("{")]
+def _steps(command: Sequence[str], where: str, folder: Path | None = None) -> list[Step]:
+    """The steps that a demo with JSON output did, all of them."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=folder, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    steps = [Step(**json.loads(line)) for line in lines]
+    if [step.name for step in steps] != list(STEP_NAMES):
+        raise BackendUnavailable(
+            f"{where} ended after {len(steps)} of {len(STEP_NAMES)} steps,"
+            f" with status {done.returncode}",
+            op="demo --guest",
+        )
+    return steps
 
 
-def _run_in_guest() -> str:
-    """The demo's JSON lines from a guest, which a checkout knows how to boot."""
+def _run_in_guest() -> list[Step]:
+    """The steps on the kernel's VFIO, in a guest, which a checkout knows how to boot."""
     root = Path(pyvfio.__file__).parent.parent
     command = [sys.executable, "-m", "tests.guest", "run", "--timeout", f"{GUEST_SECONDS:.0f}"]
     command += ["--", sys.executable, "-m", "tests.guest.demo"]
@@ -145,7 +154,4 @@ def _run_in_guest() -> str:
             op="demo --guest",
             hint="run it in a checkout",
         )
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=root, check=False)
-    if not done.stdout.count("{"):
-        raise BackendUnavailable("the guest did not run", op="demo --guest", hint=done.stdout)
-    return done.stdout
+    return _steps(command, "the guest", root)

@@ -180,3 +180,6 @@ _STEPS: tuple[tuple[str, Callable[[EduDriver], Seen]], ...] = (
     ("INTx masked", _intx_mask),
     ("reset", _reset),
 )
+
+STEP_NAMES = tuple(name for name, _ in _STEPS)
+"""All steps, in order."""

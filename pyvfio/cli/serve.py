@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import sys
 from typing import Any
 
 from pyvfio import models
@@ -40,6 +42,8 @@ def _mode(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
+    # A model of one's own is looked for here first, as `python -m` does.
+    sys.path.insert(0, os.getcwd())
     model = models.make(args.model)
     try:
         server = Server(model, args.socket, args.mode)

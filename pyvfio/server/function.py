@@ -173,6 +173,8 @@ class PCIFunction:
         if self._msix is not None and self._msix.overlaps(number, offset, width):
             with self._lock:
                 return self._msix.read(number, offset, width)
+        if self.model.bars[number].backed:
+            return self._memory[number].array[offset : offset + width].tobytes()
         value = self.model.bar_read(number, offset, width)
         return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
 
@@ -181,6 +183,9 @@ class PCIFunction:
             with self._lock:
                 self._msix.write(number, offset, data)
                 self._interrupts.evaluate()
+        elif self.model.bars[number].backed:
+            contents = np.frombuffer(data, np.uint8)
+            self._memory[number].array[offset : offset + len(data)] = contents
         else:
             value = int.from_bytes(data, "little")
             self.model.bar_write(number, offset, len(data), value)

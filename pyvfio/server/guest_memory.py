@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pyvfio.errors import DMAError, RemoteError, RemoteProtocolError
+from pyvfio.errors import ConnectionLost, DeviceClosed, DMAError, VFIOError, VFIOTimeout
 from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
@@ -29,6 +29,11 @@ MAX_MESSAGE = 64 * 1024
 
 _PAGE = DEFAULT_PGSIZES & -DEFAULT_PGSIZES
 _END = 1 << 64
+_ERRNO = {
+    VFIOTimeout: errno.ETIMEDOUT,
+    ConnectionLost: errno.ENOTCONN,
+    DeviceClosed: errno.ENOTCONN,
+}
 # An integer: the inverse of an IntFlag leaves unknown bits out.
 _MAP_FLAGS = int(DMAMapFlags.READ | DMAMapFlags.WRITE)
 
@@ -201,12 +206,13 @@ class GuestMemory:
     ) -> object:
         try:
             return self._ask(command, message)
-        except (RemoteError, RemoteProtocolError) as error:
+        except VFIOError as error:
+            number = error.errno or _ERRNO.get(type(error), errno.EIO)
             raise DMAError(
-                f"the client refused: {error.reason}",
+                f"the client did not do it: {error.reason}",
                 iova=message.address,
                 op=command.name,
-                errno=error.errno or errno.EIO,
+                errno=number,
             ) from error
 
 

@@ -89,6 +89,9 @@ class Server(Closing):
                 session.stop()
         try:
             session.run()
+        except Exception:
+            # Whatever a client or a model brings about, the next client is served.
+            log.exception("%s: the session failed", name)
         finally:
             with self._lock:
                 self._session = None

@@ -210,20 +210,35 @@ class Session:
     def _agree(self, request: RequestReceived, offered: messages.Version) -> None:
         theirs = offered.capabilities or Capabilities()
         self._limits = Limits.of(theirs, OWN)
-        wants_twin = bool(theirs.twin_socket) and self._limits.max_msg_fds > 0
+        client_end = None
+        if theirs.twin_socket and self._limits.max_msg_fds > 0:
+            client_end = self._make_twin()
         reply = messages.Version(
             version.MAJOR,
             min(offered.minor, version.MINOR),
-            _agreed(offered.capabilities, wants_twin),
+            _agreed(offered.capabilities, client_end is not None),
         )
-        if not wants_twin:
+        if client_end is None:
             self._channel.reply(request, reply)
             return
-        own_end, client_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with client_end:
-            name = f"{self._channel.name} (twin socket)"
-            self._twin = self._make_channel(own_end, name, self._refuse_on_twin, self._on_twin_lost)
             self._channel.reply(request, reply, [client_end.fileno()])
+
+    def _make_twin(self) -> socket.socket | None:
+        """The client's end of a twin socket; None where there is no room for one."""
+        name = f"{self._channel.name} (twin socket)"
+        try:
+            own_end, client_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            log.warning("%s: %s", name, error)
+            return None
+        try:
+            self._twin = self._make_channel(own_end, name, self._refuse_on_twin, self._on_twin_lost)
+        except (OSError, RuntimeError) as error:
+            log.warning("%s: %s", name, error)
+            client_end.close()
+            return None
+        return client_end
 
     # Requests
 

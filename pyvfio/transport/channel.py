@@ -15,6 +15,7 @@ step: the late reply is drained.  Loss of the peer completes every waiting calle
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -37,6 +38,7 @@ from pyvfio.errors import (
     VFIOError,
     VFIOTimeout,
 )
+from pyvfio.polling import milliseconds
 from pyvfio.transport.sockets import close_fds, receive, send
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
@@ -68,6 +70,10 @@ IDLE = 0.001
 """Seconds without a caller after which the channel's own thread takes the turn to read."""
 
 PeerRequest: TypeAlias = RequestReceived | RequestInvalid
+
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+_Encode: TypeAlias = Callable[[], tuple[int | None, list[Buffer]]]
+"""Makes a message: the id of a request that waits for its reply, and the buffers."""
 
 
 class Reply(NamedTuple):
@@ -197,7 +203,6 @@ class Channel:
         self._waits = 0
         self._standby = False
         self._recall: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._sending = False
         self._poller = select.poll()
         self._registered = -1
         self._wake_fd = -1
@@ -230,11 +235,11 @@ class Channel:
         self._refuse_reader(command)
         call = Call(self, command)
 
-        def encode() -> list[Buffer]:
+        def encode() -> tuple[int | None, list[Buffer]]:
             self._wait_for_slot(command)
             call.number, buffers = self._encode(command, message, call)
             self._in_flight += 1
-            return buffers
+            return call.number, buffers
 
         try:
             self._transmit(command, encode, fds)
@@ -250,8 +255,8 @@ class Channel:
         """
         self._refuse_reader(command)
 
-        def encode() -> list[Buffer]:
-            return self._encode(command, message, None, no_reply=True)[1]
+        def encode() -> tuple[int | None, list[Buffer]]:
+            return None, self._encode(command, message, None, no_reply=True)[1]
 
         self._transmit(command, encode, (), room=self.timeout)
 
@@ -275,14 +280,18 @@ class Channel:
         :raises ConnectionLost: the peer is gone.
         """
         if not request.no_reply:
-            self._answer(request.command, lambda: self._connection.reply(request, message), fds)
+            self._answer(
+                request.command, lambda: (None, self._connection.reply(request, message)), fds
+            )
 
     def refuse(self, request: PeerRequest, number: int) -> None:
         """Answer a request with errno ``number``, where an answer is wanted."""
         if not request.no_reply:
-            self._answer(request.command, lambda: self._connection.error(request, number), ())
+            self._answer(
+                request.command, lambda: (None, self._connection.error(request, number)), ()
+            )
 
-    def _answer(self, command: int, encode: Callable[[], list[Buffer]], fds: Sequence[int]) -> None:
+    def _answer(self, command: int, encode: _Encode, fds: Sequence[int]) -> None:
         if self._reader != threading.get_ident():
             self._transmit(command, encode, fds, room=math.inf)
         elif not self._over():
@@ -335,37 +344,51 @@ class Channel:
         self._queue.clear()
         close_fds(self._connection.take_fds())
         self._sock.close()
-        if self._wake_fd >= 0:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+        fd, self._wake_fd = self._wake_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     # Sending
 
     def _transmit(
         self,
         command: int,
-        encode: Callable[[], list[Buffer]],
+        encode: _Encode,
         fds: Sequence[int],
         room: float | None = None,
     ) -> None:
         """Encode and send one message, in order with all others.
 
         :param room: seconds to wait until less is queued; not at all by default.
+        :raises ConnectionLost: the peer is gone.
+        :raises OSError: nothing was sent for another reason, such as a closed descriptor.
         """
-        try:
-            with self._lock:
-                self._check_usable(command)
-                if room is not None:
-                    self._wait_for_room(command, room)
-                self._send(encode(), fds)
-        except (OSError, KeyboardInterrupt) as error:
-            if isinstance(error, VFIOError):
-                raise
-            if self._sending:  # what is left of the message would be lost, and the step with it
-                self._lose(ConnectionLost, str(error) or "interrupted while sending")
-            if isinstance(error, OSError):
-                raise self._lost_error(command) from error
-            raise
+        failure: BaseException | None = None
+        with self._lock:
+            self._check_usable(command)
+            if room is not None:
+                self._wait_for_room(command, room)
+            number, buffers = encode()
+            try:
+                self._send(buffers, fds)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    self._take_back(number)
+                    raise
+                failure = error
+            except KeyboardInterrupt as error:
+                failure = error  # what is left of the message may be lost, and the step with it
+        if failure is not None:
+            self._lose(ConnectionLost, str(failure) or "interrupted while sending")
+            if isinstance(failure, KeyboardInterrupt):
+                raise failure
+            raise self._lost_error(command) from failure
+
+    def _take_back(self, number: int | None) -> None:
+        """Forget a request of which nothing was sent."""
+        if number is not None:
+            self._connection.forget(number)
+            self._free_slot()
 
     def _encode(
         self, command: Command, message: Request, call: Call | None, no_reply: bool = False
@@ -378,8 +401,7 @@ class Channel:
             ) from error
 
     def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> None:
-        """Send or queue, with the lock held."""
-        self._sending = True
+        """Send or queue, with the lock held; where it raises OSError, nothing was sent."""
         sent = 0 if self._queue else send(self._sock, buffers, fds)
         rest = payload_size(buffers) - sent
         if rest:
@@ -387,7 +409,6 @@ class Channel:
             self._queue.append(_Outgoing(b"".join(buffers)[sent:], () if sent else fds))
             self._queued += rest
             self._wake()
-        self._sending = False
 
     def _wait_for_room(self, command: int, seconds: float) -> None:
         timeout = None if seconds == math.inf else seconds
@@ -509,7 +530,7 @@ class Channel:
             if interest != self._registered:
                 self._poller.register(self._sock, interest)
                 self._registered = interest
-            for fd, events in self._poller.poll(None if seconds is None else 1000 * seconds):
+            for fd, events in self._poller.poll(milliseconds(seconds)):
                 if fd == self._wake_fd:
                     os.eventfd_read(self._wake_fd)
                     with self._lock:
@@ -587,21 +608,31 @@ class Channel:
             log.info("%s: reply %d came too late", self.name, event.id)
 
     def _flush(self) -> None:
-        with self._lock:
-            while self._queue:
-                outgoing = self._queue[0]
-                sent = send(self._sock, [outgoing.data], outgoing.fds)
-                if not sent:
-                    return
-                outgoing.drop_fds()
-                outgoing.data = outgoing.data[sent:]
-                self._queued -= sent
-                if not outgoing.data:
-                    self._queue.popleft()
-            self._room.notify_all()
+        try:
+            with self._lock:
+                while self._queue and self._flush_first(self._queue[0]):
+                    pass
+                self._room.notify_all()
+        except KeyboardInterrupt:
+            # It is not known whether what was sent has been taken note of.
+            self._lose(ConnectionLost, "interrupted while sending")
+            raise
+
+    def _flush_first(self, outgoing: _Outgoing) -> bool:
+        """Send more of the first message; returns whether the socket may take still more."""
+        sent = send(self._sock, [outgoing.data], outgoing.fds)
+        if not sent:
+            return False
+        outgoing.drop_fds()
+        outgoing.data = outgoing.data[sent:]
+        self._queued -= sent
+        if not outgoing.data:
+            self._queue.popleft()
+        return True
 
     def _wake(self) -> None:
-        if self._wake_fd >= 0:
+        # Without a lock, since signal handlers call it: it may be closed just now.
+        with contextlib.suppress(OSError):
             os.eventfd_write(self._wake_fd, 1)
 
     # Completion and loss

@@ -192,6 +192,10 @@ class Connection:
         pending.token, pending.abandoned = None, True
         return True
 
+    def forget(self, number: int) -> None:
+        """Take back a request of which nothing was sent."""
+        del self._pending[number]
+
     def reply(self, request: RequestReceived, message: Message) -> list[Buffer]:
         """Encode the reply to ``request``.
 

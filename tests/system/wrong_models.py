@@ -52,6 +52,13 @@ class IgnoresReset(edu.Edu):
         """Nothing changes."""
 
 
+class FailsWhenLeft(edu.Edu):
+    """Fails when its client leaves."""
+
+    def client_lost(self) -> None:
+        raise OSError("a mistake of the model")
+
+
 class DeafPin(edu.Edu):
     """Never asserts its interrupt pin."""
 

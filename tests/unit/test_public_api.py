@@ -22,7 +22,7 @@ from tests.support import ROOT
 PACKAGE = ROOT / "pyvfio"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "polling"),
     ("uapi",),
     ("wire", "native"),
     ("transport",),

@@ -46,10 +46,13 @@ class KernelContainer(ContainerIO):
         self._noiommu = noiommu
         self._iommu = _IOMMU()
         self.fd = open_node(NODE, uri)
-        version = ioctl(self.fd, Ioctl.GET_API_VERSION)
-        if version != uapi.API_VERSION:
+        try:
+            version = ioctl(self.fd, Ioctl.GET_API_VERSION)
+            if version != uapi.API_VERSION:
+                raise BackendUnavailable(f"VFIO API version {version}", op="open", uri=uri)
+        except BaseException:
             self.close()
-            raise BackendUnavailable(f"VFIO API version {version}", op="open", uri=uri)
+            raise
 
     def set_iommu(self) -> None:
         """Choose the IOMMU's type, best first, and ask what it can map; after the first group.

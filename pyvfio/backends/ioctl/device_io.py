@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 from pyvfio.backends.ioctl.hot_reset import hot_reset
+from pyvfio.errors import IRQError
 from pyvfio.native.ioctl import ioctl
 from pyvfio.uapi import vfio
 from pyvfio.uapi.ioctl import Ioctl
@@ -99,7 +100,13 @@ class KernelDeviceIO(DeviceIO):
             kind, data = IRQSetFlags.DATA_BOOL, bytes(bools)
         layout = vfio.IRQ_SET
         head = layout.pack(layout.size + len(data), kind | action, index, start, count)
-        ioctl(self.fd, Ioctl.DEVICE_SET_IRQS, bytearray(head + data))
+        free = ioctl(self.fd, Ioctl.DEVICE_SET_IRQS, bytearray(head + data))
+        if free > 0:  # nothing was enabled: the host has no more vectors left
+            raise IRQError(
+                f"the host has {free} vectors left",
+                op=f"enable {count} vectors of irq {index}",
+                errno=errno.ENOSPC,
+            )
 
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         return os.pread(self.fd, size, self._offset(index) + offset)

@@ -81,6 +81,8 @@ class UserDeviceIO(DeviceIO):
             request = messages.SetIRQs(kind | action, index, start, count, data)
             self._channel.call(Command.DEVICE_SET_IRQS, request)
             return
+        if self._limits.max_msg_fds < 1 and any(fd >= 0 for fd in eventfds):
+            raise OSError(errno.E2BIG, "the server takes no descriptors")
         flags = IRQSetFlags.DATA_EVENTFD | action
         for run in _eventfd_runs(start, eventfds, self._limits.max_msg_fds):
             request = messages.SetIRQs(flags, index, run.first, run.vectors)
@@ -141,15 +143,12 @@ def _eventfd_runs(start: int, eventfds: Sequence[int], most: int) -> Iterator[_R
     """Split vectors into messages: each has a descriptor for every vector of it, or none at all.
 
     :param most: descriptors that the server takes in one message.
-    :raises OSError: E2BIG, the server takes none.
     """
     at = start
     for valid, group in itertools.groupby(eventfds, key=lambda fd: fd >= 0):
         fds = list(group)
         if not valid:
             yield _Run(at, len(fds), [])
-        elif most < 1:
-            raise OSError(errno.E2BIG, "the server takes no descriptors")
         else:
             for first in range(0, len(fds), most):
                 part = fds[first : first + most]
