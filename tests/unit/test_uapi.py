@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from pyvfio.uapi import pci, vfio
+from pyvfio.uapi import ioctl, pci, vfio
 from pyvfio.uapi.layout import Layout
 
 NumberEnum: TypeAlias = type[IntEnum] | type[IntFlag]
@@ -41,6 +41,13 @@ ENUMS: dict[NumberEnum, str] = {
     vfio.DMAMapFlags: "VFIO_DMA_MAP_FLAG_{}",
     vfio.DMAUnmapFlags: "VFIO_DMA_UNMAP_FLAG_{}",
     vfio.FeatureFlags: "VFIO_DEVICE_FEATURE_{}",
+    ioctl.Ioctl: "VFIO_{}",
+    ioctl.DeviceIoctl: "VFIO_DEVICE_{}",
+    ioctl.ContainerIoctl: "VFIO_{}",
+    ioctl.Extension: "VFIO_{}_IOMMU",
+    ioctl.GroupFlags: "VFIO_GROUP_FLAGS_{}",
+    ioctl.IOMMUInfoFlags: "VFIO_IOMMU_INFO_{}",
+    ioctl.IOMMUCapability: "VFIO_IOMMU_TYPE1_INFO_CAP_{}",
     pci.Command: "PCI_COMMAND_{}",
     pci.Status: "PCI_STATUS_{}",
     pci.CapabilityID: "PCI_CAP_ID_{}",
@@ -52,6 +59,9 @@ RENAMED = {
     "VFIO_IRQ_SET_MASK": "VFIO_IRQ_SET_ACTION_MASK",
     "VFIO_IRQ_SET_UNMASK": "VFIO_IRQ_SET_ACTION_UNMASK",
     "VFIO_IRQ_SET_TRIGGER": "VFIO_IRQ_SET_ACTION_TRIGGER",
+    "VFIO_TYPE1V2_IOMMU": "VFIO_TYPE1v2_IOMMU",
+    "VFIO_UNMAP_ALL_IOMMU": "VFIO_UNMAP_ALL",
+    "VFIO_IOMMU_TYPE1_INFO_CAP_DMA_AVAIL": "VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL",
     "PCI_STATUS_MHZ_66": "PCI_STATUS_66MHZ",
 }
 """Members that C names otherwise."""
@@ -63,6 +73,7 @@ VFIO_NUMBERS = {
     "IRQ_SET_ACTION": "VFIO_IRQ_SET_ACTION_TYPE_MASK",
     "FEATURE_MASK": "VFIO_DEVICE_FEATURE_MASK",
 }
+IOCTL_NUMBERS = {"API_VERSION": "VFIO_API_VERSION"}
 PCI_NUMBERS = {
     "CONFIG_SIZE": "PCI_CFG_SPACE_SIZE",
     "EXTENDED_CONFIG_SIZE": "PCI_CFG_SPACE_EXP_SIZE",
@@ -144,10 +155,17 @@ CONTINUED = {"struct vfio_device_info": "cap_offset"}
 AFTER_HEADER: dict[str, Layout[Any]] = {
     "struct vfio_region_info_cap_sparse_mmap": vfio.SPARSE_MMAP,
     "struct vfio_region_info_cap_type": vfio.REGION_TYPE,
+    "struct vfio_iommu_type1_info_cap_iova_range": ioctl.IOVA_RANGES,
+    "struct vfio_iommu_type1_info_dma_avail": ioctl.DMA_AVAIL,
 }
 """Layouts that are the rest of a C type, behind its ``struct vfio_info_cap_header``."""
 
-EVERY_LAYOUT = {layout.c_name: layout for layout in vfio.LAYOUTS} | AFTER_HEADER
+LAYOUTS: tuple[Layout[Any], ...] = (*vfio.LAYOUTS, *ioctl.LAYOUTS)
+
+PADDED = ("struct vfio_iommu_type1_info",)
+"""C types that are padded at their end, behind what the kernel asks for."""
+
+EVERY_LAYOUT = {layout.c_name: layout for layout in LAYOUTS} | AFTER_HEADER
 
 
 def enum_numbers(enum: NumberEnum) -> dict[str, int]:
@@ -164,7 +182,13 @@ def offset_of(c_type: str, member: str) -> str:
 def c_expressions() -> set[str]:
     """Everything that the C program prints."""
     found = {name for enum in ENUMS for name in enum_numbers(enum)}
-    for table in (VFIO_NUMBERS, PCI_NUMBERS, PCI_REGISTERS, EXTENDED_HEADER_PARTS):
+    for table in (
+        VFIO_NUMBERS,
+        IOCTL_NUMBERS,
+        PCI_NUMBERS,
+        PCI_REGISTERS,
+        EXTENDED_HEADER_PARTS,
+    ):
         found.update(table.values())
     for c_type, layout in EVERY_LAYOUT.items():
         found.add(f"sizeof({c_type})")
@@ -201,7 +225,11 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 def numbers_of(module: ModuleType) -> set[str]:
     """The names of a module's constants that have a number."""
     values = vars(module).items()
-    return {name for name, value in values if name.isupper() and isinstance(value, int)}
+    return {
+        name
+        for name, value in values
+        if name.isupper() and not name.startswith("_") and isinstance(value, int)
+    }
 
 
 # Numbers
@@ -214,7 +242,9 @@ def test_enum_has_the_kernels_numbers(enum: NumberEnum, kernel: dict[str, int]) 
 
 
 @pytest.mark.parametrize(
-    ("module", "table"), [(vfio, VFIO_NUMBERS), (pci, PCI_NUMBERS)], ids=["vfio", "pci"]
+    ("module", "table"),
+    [(vfio, VFIO_NUMBERS), (ioctl, IOCTL_NUMBERS), (pci, PCI_NUMBERS)],
+    ids=["vfio", "ioctl", "pci"],
 )
 def test_constants_have_the_kernels_numbers(
     module: ModuleType, table: dict[str, str], kernel: dict[str, int]
@@ -238,7 +268,7 @@ def test_extended_capability_header_is_taken_apart_as_the_kernel_does(
     assert following == kernel[parts["EXTENDED_NEXT_SHIFT"]]
 
 
-@pytest.mark.parametrize("module", [vfio, pci], ids=["vfio", "pci"])
+@pytest.mark.parametrize("module", [vfio, ioctl, pci], ids=["vfio", "ioctl", "pci"])
 def test_every_enum_is_compared(module: ModuleType) -> None:
     defined = {
         value
@@ -252,8 +282,12 @@ def test_every_enum_is_compared(module: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("module", "compared"),
-    [(vfio, {*VFIO_NUMBERS}), (pci, {*PCI_NUMBERS, *EXTENDED_HEADER_PARTS})],
-    ids=["vfio", "pci"],
+    [
+        (vfio, {*VFIO_NUMBERS}),
+        (ioctl, {*IOCTL_NUMBERS}),
+        (pci, {*PCI_NUMBERS, *EXTENDED_HEADER_PARTS}),
+    ],
+    ids=["vfio", "ioctl", "pci"],
 )
 def test_every_constant_is_compared(module: ModuleType, compared: set[str]) -> None:
     assert numbers_of(module) == compared
@@ -286,7 +320,7 @@ def test_every_capability_id_has_a_name(enum: type[IntEnum], names: dict[int, st
 # Structs
 
 
-@pytest.mark.parametrize("layout", vfio.LAYOUTS, ids=lambda layout: layout.c_name)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.c_name)
 def test_members_stand_at_the_kernels_offsets(layout: Layout[Any], kernel: dict[str, int]) -> None:
     c_offsets = {field: kernel[offset_of(layout.c_name, field)] for field in layout.fields}
     assert layout.offsets == c_offsets
@@ -294,7 +328,7 @@ def test_members_stand_at_the_kernels_offsets(layout: Layout[Any], kernel: dict[
 
 @pytest.mark.parametrize(
     "layout",
-    [layout for layout in vfio.LAYOUTS if layout.c_name not in CONTINUED],
+    [layout for layout in LAYOUTS if layout.c_name not in (*CONTINUED, *PADDED)],
     ids=lambda layout: layout.c_name,
 )
 def test_struct_has_the_kernels_size(layout: Layout[Any], kernel: dict[str, int]) -> None:
