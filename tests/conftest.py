@@ -18,6 +18,9 @@ from tests.support import ServerProcess, eventually, open_fds, shared_segments, 
 EDU_URI = "PYVFIO_EDU_URI"
 """URI of an edu device that the conformance suite takes instead of a served model.  Its tests of
 other devices are left out."""
+DEVICES = "PYVFIO_DEVICES"
+"""URIs, separated by commas, for the tests of any device, instead of the served models."""
+
 os.environ["PCI_IDS_PATH"] = os.devnull  # names are the package's own, whatever is installed here
 
 REQUIRE = "PYVFIO_REQUIRE"
@@ -34,19 +37,21 @@ def pytest_runtest_makereport() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With a given edu device, only the tests that take one device, and take that one."""
+    """With devices given, only those tests of the suite that take them."""
     if not os.environ.get(EDU_URI):
         return
     suite = Path(__file__).parent / "conformance"
     chosen = [
-        item for item in items if not item.path.is_relative_to(suite) or _takes_only_edu(item)
+        item for item in items if not item.path.is_relative_to(suite) or _takes_what_is_given(item)
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 
 
-def _takes_only_edu(item: pytest.Item) -> bool:
+def _takes_what_is_given(item: pytest.Item) -> bool:
     names = set(getattr(item, "fixturenames", ()))
+    if "any_uri" in names:
+        return True
     return "edu" in names and not names & {"testdev", "testdev_server", "edu_server", "serve"}
 
 
@@ -116,6 +121,24 @@ def testdev_server(socket_folder: Path) -> Iterator[ServerProcess]:
     """One server of the test device for all tests that leave it as it was."""
     with ServerProcess("testdev", socket_folder / "testdev.sock") as server:
         yield server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of any device take each that there is."""
+    if "any_uri" in metafunc.fixturenames:
+        given = os.environ.get(DEVICES)
+        names = given.split(",") if given else ["edu", "testdev"]
+        metafunc.parametrize("any_uri", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def any_uri(request: pytest.FixtureRequest) -> str:
+    """The URI of one of the devices that there are."""
+    name: str = request.param
+    if os.environ.get(DEVICES):
+        return name
+    server: ServerProcess = request.getfixturevalue(f"{name}_server")
+    return server.uri
 
 
 @pytest.fixture(scope="session")

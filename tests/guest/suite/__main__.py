@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from tests.conftest import EDU_URI
-from tests.guest.suite.conftest import EDU, bound
+from tests.conftest import DEVICES, EDU_URI
+from tests.guest.suite.conftest import E1000E, EDU, NVME, bound
 
 os.environ[EDU_URI] = f"vfio:{bound(EDU)}"
+os.environ[DEVICES] = ",".join(f"vfio:{bound(ids)}" for ids in (EDU, NVME, E1000E))
 sys.exit(
     pytest.main(
         ["-q", "-p", "no:cacheprovider", "tests/conformance", "tests/guest/suite", *sys.argv[1:]]
