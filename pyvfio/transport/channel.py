@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TypeAlias
 
 from pyvfio.errors import (
     ConnectionLost,
@@ -39,6 +39,7 @@ from pyvfio.errors import (
     VFIOTimeout,
 )
 from pyvfio.polling import milliseconds
+from pyvfio.transport.call import Call, Outgoing, Reply, Waiter
 from pyvfio.transport.sockets import close_fds, receive, send
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
@@ -76,85 +77,6 @@ _Encode: TypeAlias = Callable[[], tuple[int | None, list[Buffer]]]
 """Makes a message: the id of a request that waits for its reply, and the buffers."""
 
 
-class Reply(NamedTuple):
-    """A reply's payload and the descriptors that came with it, which are the caller's."""
-
-    message: Any
-    fds: tuple[int, ...]
-
-
-class _Outgoing:
-    """Bytes that the socket has not taken yet; owns duplicates of its descriptors."""
-
-    def __init__(self, data: bytes, fds: Sequence[int]) -> None:
-        self.data = memoryview(data)
-        self.fds = [os.dup(fd) for fd in fds]
-
-    def drop_fds(self) -> None:
-        close_fds(self.fds)
-        self.fds = []
-
-
-class Waiter(Protocol):
-    """Somebody who waits for something to be read; see :meth:`Channel.wait_for`."""
-
-    def ready(self) -> bool:
-        """Whether it has come."""
-
-    def sleep(self, seconds: float | None) -> None:
-        """Wait for it, or to be woken, while another thread reads."""
-
-    def wake(self) -> None:
-        """End :meth:`sleep`: it has come, or the turn to read is free."""
-
-
-class Call:
-    """A request that has been sent, or is about to be."""
-
-    def __init__(self, channel: Channel, command: Command) -> None:
-        self._channel = channel
-        self.command = command
-        self.number = -1
-        self._outcome: Reply | VFIOError | None = None
-        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-    def complete(self, outcome: Reply | VFIOError) -> None:
-        """Called once, by the channel."""
-        self._outcome = outcome
-        self._bell.put(None)
-
-    def ready(self) -> bool:
-        """Whether the outcome is known."""
-        return self._outcome is not None
-
-    def sleep(self, seconds: float | None) -> None:
-        """Wait to be woken."""
-        with contextlib.suppress(queue.Empty):
-            self._bell.get(timeout=seconds)
-
-    def wake(self) -> None:
-        """End :meth:`sleep`."""
-        self._bell.put(None)
-
-    def result(self, timeout: float | None = None) -> Reply:
-        """Wait for the reply.
-
-        :param timeout: seconds; the channel's own time-out by default.
-        :raises RemoteError: the peer refused.
-        :raises RemoteProtocolError: the reply does not answer the request.
-        :raises ConnectionLost: the peer is gone.
-        :raises VFIOTimeout: no reply came; it will be drained if it still comes.
-        """
-        seconds = self._channel.timeout if timeout is None else timeout
-        if not self._channel.wait_for(self, seconds):
-            self._channel.give_up(self, seconds)
-        outcome = self._outcome
-        if isinstance(outcome, VFIOError):
-            raise outcome
-        assert outcome is not None
-        return outcome
-
-
 class Channel:
     """A connected socket that speaks vfio-user.
 
@@ -189,7 +111,7 @@ class Channel:
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._queue: deque[_Outgoing] = deque()
+        self._queue: deque[Outgoing] = deque()
         self._queued = 0
         self._in_flight = 0
         self._lost: VFIOError | None = None
@@ -406,7 +328,7 @@ class Channel:
         rest = payload_size(buffers) - sent
         if rest:
             # A copy: the caller may change its buffers and close its descriptors from here on.
-            self._queue.append(_Outgoing(b"".join(buffers)[sent:], () if sent else fds))
+            self._queue.append(Outgoing(b"".join(buffers)[sent:], () if sent else fds))
             self._queued += rest
             self._wake()
 
@@ -618,7 +540,7 @@ class Channel:
             self._lose(ConnectionLost, "interrupted while sending")
             raise
 
-    def _flush_first(self, outgoing: _Outgoing) -> bool:
+    def _flush_first(self, outgoing: Outgoing) -> bool:
         """Send more of the first message; returns whether the socket may take still more."""
         sent = send(self._sock, [outgoing.data], outgoing.fds)
         if not sent:
