@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
+from typing import Self
 
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
@@ -70,6 +71,22 @@ class DMAUnmap:
 
 
 @dataclass(frozen=True, slots=True)
+class _DMABytes:
+    """``data`` of, or for, the client's memory at ``address``."""
+
+    address: int
+    data: Buffer
+
+    def encode(self) -> list[Buffer]:
+        return [DMA_RANGE.pack(self.address, len(self.data)), self.data]
+
+    @classmethod
+    def decode(cls, payload: memoryview) -> Self:
+        address, _, data = with_data(DMA_RANGE, payload)
+        return cls(address, data)
+
+
+@dataclass(frozen=True, slots=True)
 class DMARead:
     """DMA_READ: the server asks for ``count`` bytes of the client's memory."""
 
@@ -95,35 +112,13 @@ class DMARead:
 
 
 @dataclass(frozen=True, slots=True)
-class DMAData:
+class DMAData(_DMABytes):
     """The reply to DMA_READ."""
-
-    address: int
-    data: Buffer
-
-    def encode(self) -> list[Buffer]:
-        return [DMA_RANGE.pack(self.address, len(self.data)), self.data]
-
-    @classmethod
-    def decode(cls, payload: memoryview) -> DMAData:
-        address, _, data = with_data(DMA_RANGE, payload)
-        return cls(address, data)
 
 
 @dataclass(frozen=True, slots=True)
-class DMAWrite:
+class DMAWrite(_DMABytes):
     """DMA_WRITE: the server writes to the client's memory."""
-
-    address: int
-    data: Buffer
-
-    def encode(self) -> list[Buffer]:
-        return [DMA_RANGE.pack(self.address, len(self.data)), self.data]
-
-    @classmethod
-    def decode(cls, payload: memoryview) -> DMAWrite:
-        address, _, data = with_data(DMA_RANGE, payload)
-        return cls(address, data)
 
     def reply_limit(self) -> int:
         return DMA_RANGE.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
+from typing import Self
 
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
@@ -119,8 +120,8 @@ class RegionIOFDs:
 
 
 @dataclass(frozen=True, slots=True)
-class RegionRead:
-    """REGION_READ: ``count`` bytes at ``offset`` of a region."""
+class _RegionRange:
+    """``count`` bytes at ``offset`` of a region."""
 
     offset: int
     region: int
@@ -130,8 +131,31 @@ class RegionRead:
         return [REGION_RANGE.pack(self.offset, self.region, self.count)]
 
     @classmethod
-    def decode(cls, payload: memoryview) -> RegionRead:
+    def decode(cls, payload: memoryview) -> Self:
         return cls(*exact(REGION_RANGE, payload))
+
+
+@dataclass(frozen=True, slots=True)
+class _RegionBytes:
+    """``data`` of, or for, ``offset`` of a region."""
+
+    offset: int
+    region: int
+    data: Buffer
+
+    def encode(self) -> list[Buffer]:
+        head = REGION_RANGE.pack(self.offset, self.region, len(self.data))
+        return [head, self.data]
+
+    @classmethod
+    def decode(cls, payload: memoryview) -> Self:
+        offset, region, _, data = with_data(REGION_RANGE, payload)
+        return cls(offset, region, data)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRead(_RegionRange):
+    """REGION_READ: ``count`` bytes at ``offset`` of a region."""
 
     def reply_limit(self) -> int:
         return REGION_RANGE.size + self.count
@@ -141,19 +165,11 @@ class RegionRead:
 
 
 @dataclass(frozen=True, slots=True)
-class RegionData:
+class RegionData(_RegionBytes):
     """The reply to REGION_READ; fewer bytes than asked for are a short read."""
 
-    offset: int
-    region: int
-    data: Buffer
-
-    def encode(self) -> list[Buffer]:
-        head = REGION_RANGE.pack(self.offset, self.region, len(self.data))
-        return [head, self.data]
-
     @classmethod
-    def decode(cls, payload: memoryview) -> RegionData:
+    def decode(cls, payload: memoryview) -> Self:
         if not payload:  # some servers answer a read of 0 bytes with the bare header
             return cls(0, 0, b"")
         offset, region, _, data = with_data(REGION_RANGE, payload)
@@ -161,21 +177,8 @@ class RegionData:
 
 
 @dataclass(frozen=True, slots=True)
-class RegionWrite:
+class RegionWrite(_RegionBytes):
     """REGION_WRITE: ``data`` goes to ``offset`` of a region."""
-
-    offset: int
-    region: int
-    data: Buffer
-
-    def encode(self) -> list[Buffer]:
-        head = REGION_RANGE.pack(self.offset, self.region, len(self.data))
-        return [head, self.data]
-
-    @classmethod
-    def decode(cls, payload: memoryview) -> RegionWrite:
-        offset, region, _, data = with_data(REGION_RANGE, payload)
-        return cls(offset, region, data)
 
     @property
     def count(self) -> int:
@@ -200,19 +203,8 @@ def _check_region_echo(
 
 
 @dataclass(frozen=True, slots=True)
-class RegionWritten:
+class RegionWritten(_RegionRange):
     """The reply to REGION_WRITE; ``count`` bytes were written."""
-
-    offset: int
-    region: int
-    count: int
-
-    def encode(self) -> list[Buffer]:
-        return [REGION_RANGE.pack(self.offset, self.region, self.count)]
-
-    @classmethod
-    def decode(cls, payload: memoryview) -> RegionWritten:
-        return cls(*exact(REGION_RANGE, payload))
 
 
 @dataclass(frozen=True, slots=True)
