@@ -121,6 +121,16 @@ class DMAAvail:
 
 
 @dataclass(slots=True)
+class IOMMUMigration:
+    """``struct vfio_iommu_type1_info_cap_migration`` after its header; C pads ``flags`` itself."""
+
+    flags: int
+    padding: int
+    pgsize_bitmap: int
+    max_dirty_bitmap_size: int
+
+
+@dataclass(slots=True)
 class HotResetInfo:
     """``struct vfio_pci_hot_reset_info``; the dependent devices follow."""
 
@@ -153,6 +163,7 @@ IOMMU_INFO = Layout(IOMMUInfo, "I I Q I", "struct vfio_iommu_type1_info")
 IOVA_RANGES = Layout(IOVARanges, "I I")
 IOVA_RANGE = Layout(IOVARange, "Q Q", "struct vfio_iova_range")
 DMA_AVAIL = Layout(DMAAvail, "I")
+IOMMU_MIGRATION = Layout(IOMMUMigration, "I I Q Q")
 HOT_RESET_INFO = Layout(HotResetInfo, "I I I", "struct vfio_pci_hot_reset_info")
 DEPENDENT_DEVICE = Layout(DependentDevice, "I H B B", "struct vfio_pci_dependent_device")
 HOT_RESET = Layout(HotReset, "I I I", "struct vfio_pci_hot_reset")

@@ -107,6 +107,11 @@ class KernelContainer(ContainerIO):
     def max_maps(self) -> int:
         return self._iommu.max_maps
 
+    @property
+    def dirty_page_sizes(self) -> int:
+        """Page sizes in which the container can tell what a device has written, each a bit."""
+        return self._iommu.dirty_page_sizes
+
     def dma_map(
         self, iova: int, size: int, memory: DMASource, offset: int, flags: DMAMapFlags
     ) -> None:
@@ -174,11 +179,15 @@ class _IOMMU:
         self.page_sizes = page_sizes
         self.ranges = [(0, (1 << 64) - 1)]
         self.max_maps = DEFAULT_MAX_MAPS
+        self.dirty_page_sizes = 0
         for capability in capabilities:
             if capability.id == IOMMUCapability.IOVA_RANGE:
                 self.ranges = list(_ranges(capability.data))
             elif capability.id == IOMMUCapability.DMA_AVAIL:
                 self.max_maps = uapi.DMA_AVAIL.unpack_from(capability.data).avail
+            elif capability.id == IOMMUCapability.MIGRATION:
+                found = uapi.IOMMU_MIGRATION.unpack_from(capability.data)
+                self.dirty_page_sizes = found.pgsize_bitmap
 
     @classmethod
     def of(cls, fd: int) -> _IOMMU:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pyvfio
+from pyvfio.backends.ioctl.container import KernelContainer
 from pyvfio.drivers.edu import EduDriver
 from pyvfio.memory import SharedMemory
 from pyvfio.pci.device import PCIDevice
@@ -23,6 +24,12 @@ MSI_WINDOW = 0xFEE00000
 def test_the_ranges_leave_the_msi_window_out(edu: PCIDevice) -> None:
     assert len(edu.dma.iova_ranges) > 1
     assert not any(first <= MSI_WINDOW <= last for first, last in edu.dma.iova_ranges)
+
+
+def test_the_container_can_tell_what_was_written_by_the_page(edu: PCIDevice) -> None:
+    io = edu.base.container_io
+    assert isinstance(io, KernelContainer)
+    assert io.dirty_page_sizes == PAGE
 
 
 def test_an_address_outside_of_the_ranges_is_refused_with_them(edu: PCIDevice) -> None:
