@@ -31,6 +31,8 @@ MAX_REGIONS = 100
 """Regions that a device may announce; the same bound as QEMU's."""
 MAX_IRQS = 50
 """Interrupt indexes that a device may announce; the same bound as QEMU's."""
+MAX_REGION_INFO = 64 * 1024
+"""Bytes of region info with capabilities that a kernel or server may ask us to take."""
 MAX_VECTORS = 2048
 """Vectors that an interrupt index may announce: the most that MSI-X has."""
 

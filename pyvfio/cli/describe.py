@@ -7,9 +7,9 @@ from typing import Any
 
 from pyvfio.cli.tables import size, table
 from pyvfio.errors import IRQError, RegionError
-from pyvfio.pci import names
 from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
+from pyvfio.pci.registers import decode_ids
 from pyvfio.uapi.vfio import PCIIRQ, IRQFlags, PCIRegion, RegionFlags
 
 
@@ -17,7 +17,7 @@ def describe(dev: PCIDevice) -> dict[str, Any]:
     """A device as plain data: ids, regions, interrupts, capabilities, DMA."""
     return {
         "uri": dev.uri,
-        "ids": _ids(dev),
+        "ids": decode_ids(dev.config),
         "resettable": dev.resettable,
         "regions": _regions(dev),
         "irqs": _irqs(dev),
@@ -36,22 +36,6 @@ def describe(dev: PCIDevice) -> dict[str, Any]:
             "iova_ranges": dev.dma.iova_ranges,
             "max_maps": dev.base.container_io.max_maps,
         },
-    }
-
-
-def _ids(dev: PCIDevice) -> dict[str, Any]:
-    config = dev.config
-    vendor, device = config.vendor_id, config.device_id
-    return {
-        "vendor": vendor,
-        "vendor_name": names.vendor_name(vendor),
-        "device": device,
-        "device_name": names.device_name(vendor, device),
-        "subsystem_vendor": config.subsystem_vendor_id,
-        "subsystem": config.subsystem_id,
-        "class": config.class_code,
-        "class_name": names.class_name(config.class_code),
-        "revision": config.revision_id,
     }
 
 

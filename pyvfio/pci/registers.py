@@ -274,8 +274,8 @@ def decode_capability(config: ConfigSpace, capability: Capability) -> dict[str, 
     return fields
 
 
-def decode_header(config: ConfigSpace) -> dict[str, Any]:
-    """The header as plain data: ids with their names, command and status bits by name."""
+def decode_ids(config: ConfigSpace) -> dict[str, Any]:
+    """The ids of the header with their names, as plain data."""
     vendor, device = config.vendor_id, config.device_id
     return {
         "vendor": vendor,
@@ -287,6 +287,13 @@ def decode_header(config: ConfigSpace) -> dict[str, Any]:
         "class": config.class_code,
         "class_name": names.class_name(config.class_code),
         "revision": config.revision_id,
+    }
+
+
+def decode_header(config: ConfigSpace) -> dict[str, Any]:
+    """The header as plain data: ids with their names, command and status bits by name."""
+    return {
+        **decode_ids(config),
         "command": _flags(config.get(pci.COMMAND), Command),
         "status": _flags(config.get(pci.STATUS), Status),
         "header_type": config.header_type & 0x7F,

@@ -226,11 +226,6 @@ class Channel:
         """Whether the peer is gone."""
         return self._lost is not None
 
-    def waiting(self) -> bool:
-        """Whether a request of ours waits for its reply."""
-        with self._lock:
-            return self._connection.has_pending()
-
     def pause_reading(self, paused: bool) -> None:
         """Take nothing more from the socket for now; replies to our requests wait as well."""
         if paused != self._paused:

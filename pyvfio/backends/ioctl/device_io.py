@@ -22,9 +22,7 @@ from pyvfio.uapi.vfio import (
     IRQSetFlags,
     RegionFlags,
 )
-from pyvfio.vectors import DeviceInfo, DeviceIO, IRQInfo, RegionInfo
-
-MAX_REGION_INFO = 64 * 1024
+from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IRQInfo, RegionInfo
 
 
 class KernelDeviceIO(DeviceIO):

@@ -14,13 +14,10 @@ from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
-from pyvfio.vectors import DeviceInfo, DeviceIO, IRQInfo, RegionInfo
+from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IRQInfo, RegionInfo
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
 from pyvfio.wire.version import Limits
-
-MAX_REGION_INFO = 64 * 1024
-"""Bytes of region info with capabilities that a server may ask us to take."""
 
 MAX_WRITE = 32 * 1024
 """Bytes in one REGION_WRITE.  A widespread server reads a body with one recv() and loses step with
