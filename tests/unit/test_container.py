@@ -492,7 +492,7 @@ def serve():
 
 server = threading.Thread(target=serve)
 server.start()
-for _ in range(400):
+for _ in range(100):
     with SharedMemory(SIZE) as memory:
         container.map(memory, iova=BASE)
         time.sleep(0.0002)
