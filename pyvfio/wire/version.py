@@ -34,6 +34,8 @@ class Capabilities:
     :param twin_socket: the sender can use a second socket for the server's commands.
     :param twin_fd_index: in a reply, which descriptor of it is that socket.
     :param write_multiple: REGION_WRITE_MULTI is understood.
+    :param long_writes: a REGION_WRITE or MIG_DATA_WRITE of ``max_data_xfer_size`` is read whole.  A
+        key of this package: others keep to that size in reads, and lose step over long writes.
     """
 
     max_msg_fds: int | None = None
@@ -43,12 +45,13 @@ class Capabilities:
     twin_socket: bool | None = None
     twin_fd_index: int | None = None
     write_multiple: bool | None = None
+    long_writes: bool | None = None
 
     def encode(self) -> bytes:
         """The JSON text with its terminating NUL."""
         found: dict[str, Any] = {}
-        for key in (*_NUMBERS, "write_multiple"):
-            value = getattr(self, key)
+        for name, key in (*((key, key) for key in _NUMBERS), *_BOOLEANS.items()):
+            value = getattr(self, name)
             if value is not None:
                 found[key] = value
         if self.twin_socket is not None:
@@ -79,8 +82,9 @@ class Capabilities:
             for key, (low, high) in _NUMBERS.items()
             if key in found
         }
-        if "write_multiple" in found:
-            values["write_multiple"] = _boolean("write_multiple", found["write_multiple"])
+        for name, key in _BOOLEANS.items():
+            if key in found:
+                values[name] = _boolean(key, found[key])
         if "twin_socket" in found:
             twin = _object("twin_socket", found["twin_socket"])
             values["twin_socket"] = _boolean("twin_socket", twin.get("supported", False))
@@ -96,6 +100,9 @@ _NUMBERS = {
     "pgsizes": (1, (1 << 64) - 1),
 }
 """The numeric keys with the range that is sane; values above our own limits are clamped later."""
+
+_BOOLEANS = {"write_multiple": "write_multiple", "long_writes": "pyvfio_long_writes"}
+"""The boolean capabilities, and their keys in the JSON."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,6 +145,7 @@ class Limits:
     max_dma_maps: int = DEFAULT_MAX_DMA_MAPS
     pgsizes: int = DEFAULT_PGSIZES
     write_multiple: bool = False
+    long_writes: bool = False
 
     @classmethod
     def of(cls, peer: Capabilities | None, own: Capabilities) -> Limits:
@@ -156,4 +164,5 @@ class Limits:
             max_dma_maps=value("max_dma_maps", own.max_dma_maps),
             pgsizes=value("pgsizes", None),
             write_multiple=bool(peer.write_multiple and own.write_multiple),
+            long_writes=bool(peer.long_writes and own.long_writes),
         )

@@ -283,8 +283,14 @@ PAYLOADS: dict[str, tuple[m.Message, str]] = {
         "00100000 00000000 02000000 00000000",
     ),
     "region_io_fds": (
-        m.RegionIOFDs(argsz=24, index=2, count=1, entries=b"\1\2\3\4\5\6\7\x08"),
-        "18000000 00000000 02000000 01000000 0102030405060708",
+        m.RegionIOFDs(56, 2, 1, (m.IOSubRegion(0x100, 4, 3, 0, flags=1, datamatch=0x1234),)),
+        "38000000 00000000 02000000 01000000"
+        " 00010000 00000000 04000000 00000000 03000000 00000000 01000000 00000000"
+        " 34120000 00000000",
+    ),
+    "region_io_fds-without-room": (
+        m.RegionIOFDs(argsz=96, index=2, count=2),
+        "60000000 00000000 02000000 02000000",
     ),
     "get_irq_info": (m.GetIRQInfo(index=2), "10000000 00000000 02000000 00000000"),
     "irq_info": (m.IRQInfo(flags=9, index=2, count=32), "10000000 09000000 02000000 20000000"),
@@ -609,6 +615,39 @@ def test_bare_header_answers_a_region_read_as_a_short_read() -> None:
 def test_dma_write_is_answered_in_three_sizes(size: int, expected: m.DMAWritten) -> None:
     valid = payload_of(m.DMAWritten(0x10_0000, 4))
     assert answered_with(Command.DMA_WRITE, valid[:size]) == ReplyReceived("token", expected)
+
+
+def test_io_fds_of_48_bytes_have_their_datamatch_at_the_end() -> None:
+    payload = struct.pack("<IIII", 64, 0, 2, 1)
+    payload += struct.pack("<QQIIIIQQ", 0x100, 4, 3, 2, 1, 5, 0x7000, 0x1234)
+    assert decoded(m.RegionIOFDs, payload) == m.RegionIOFDs(
+        64, 2, 1, (m.IOSubRegion(0x100, 4, 3, type=2, flags=1, datamatch=0x1234),)
+    )
+
+
+BAD_IO_FDS = {
+    "no-count": (56, 0, 40),
+    "count-too-large": (56, 2, 40),
+    "huge-count": (56, 0xFFFFFFFF, 40),
+    "argsz-too-small": (55, 1, 40),
+    "argsz-too-large": (96, 1, 40),
+    "entries-too-short": (48, 1, 32),
+    "entries-of-a-broken-size": (97, 2, 81),
+}
+"""What is claimed (argsz, count), and the bytes of entries that there are."""
+
+
+@pytest.mark.parametrize(("argsz", "count", "size"), BAD_IO_FDS.values(), ids=BAD_IO_FDS)
+def test_io_fds_that_contradict_themselves_are_invalid(argsz: int, count: int, size: int) -> None:
+    with pytest.raises(m.PayloadError):
+        decoded(m.RegionIOFDs, struct.pack("<IIII", argsz, 0, 2, count) + bytes(size))
+
+
+@pytest.mark.parametrize(("argsz", "listed"), [(95, 0), (96, 2), (4096, 2)])
+def test_io_fds_are_listed_where_there_is_room_for_all(argsz: int, listed: int) -> None:
+    sub_regions = [m.IOSubRegion(at, 4, 0, 0, 0, 0) for at in (0, 4)]
+    reply = m.RegionIOFDs.of(1, sub_regions, argsz)
+    assert (reply.argsz, reply.count, len(reply.sub_regions)) == (96, 2, listed)
 
 
 def test_padding_of_migration_data_is_dropped() -> None:

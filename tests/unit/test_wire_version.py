@@ -45,6 +45,7 @@ KEYS = {
     "max_dma_maps": ({"max_dma_maps": 65535}, Capabilities(max_dma_maps=65535)),
     "pgsizes": ({"pgsizes": 4096}, Capabilities(pgsizes=4096)),
     "write_multiple": ({"write_multiple": True}, Capabilities(write_multiple=True)),
+    "long-writes": ({"pyvfio_long_writes": True}, Capabilities(long_writes=True)),
     "write_multiple-false": ({"write_multiple": False}, Capabilities(write_multiple=False)),
     "twin_socket": ({"twin_socket": {"supported": True}}, Capabilities(twin_socket=True)),
     "twin_socket-false": (
@@ -165,8 +166,9 @@ def test_fd_index_that_is_no_whole_number_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", NO_BOOLEAN.values(), ids=NO_BOOLEAN)
-def test_write_multiple_that_is_no_boolean_is_refused(value: Any) -> None:
-    assert "write_multiple" in refused(text({"write_multiple": value}))
+@pytest.mark.parametrize("key", ["write_multiple", "pyvfio_long_writes"])
+def test_a_flag_that_is_no_boolean_is_refused(key: str, value: Any) -> None:
+    assert key in refused(text({key: value}))
 
 
 @pytest.mark.parametrize("value", NO_BOOLEAN.values(), ids=NO_BOOLEAN)
@@ -278,7 +280,9 @@ def test_any_json_gives_capabilities_or_value_error(document: Any) -> None:
 
 @given(
     values=st.dictionaries(
-        st.sampled_from([*RANGES, "write_multiple", "twin_socket"]), JSON_VALUES, min_size=1
+        st.sampled_from([*RANGES, "write_multiple", "pyvfio_long_writes", "twin_socket"]),
+        JSON_VALUES,
+        min_size=1,
     )
 )
 @example(values={"twin_socket": {"supported": True, "fd_index": 1}})
@@ -374,8 +378,10 @@ def test_limit_is_the_peers_but_not_beyond_our_own(
     assert getattr(Limits.of(peer, OWN), key) == expected
 
 
-def test_write_multiple_needs_our_own_support() -> None:
-    assert not Limits.of(Capabilities(write_multiple=True), Capabilities()).write_multiple
+@pytest.mark.parametrize("key", ["write_multiple", "long_writes"])
+def test_what_only_the_peer_supports_is_off(key: str) -> None:
+    assert not getattr(Limits.of(Capabilities(**{key: True}), Capabilities()), key)
+    assert getattr(Limits.of(Capabilities(**{key: True}), Capabilities(**{key: True})), key)
 
 
 @given(peer=CAPABILITIES, own=CAPABILITIES)

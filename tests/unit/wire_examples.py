@@ -133,7 +133,8 @@ EXAMPLES: dict[Command, Example] = {
         m.RegionInfo(64, 0xF, 2, cap_offset=32, size=0x4000, offset=0x8000, chain=_AREA),
     ),
     Command.DEVICE_GET_REGION_IO_FDS: Example(
-        m.GetRegionIOFDs(index=2, argsz=56), m.RegionIOFDs(56, 2, 1, bytes(40))
+        m.GetRegionIOFDs(index=2, argsz=56),
+        m.RegionIOFDs(56, 2, 1, (m.IOSubRegion(0, 4, 0, 0, 0, 0),)),
     ),
     Command.DEVICE_GET_IRQ_INFO: Example(m.GetIRQInfo(index=2), m.IRQInfo(9, 2, 32)),
     Command.DEVICE_SET_IRQS: Example(m.SetIRQs(0x22, 2, 0, 2, b"\x00\x01"), m.Empty()),
@@ -170,10 +171,12 @@ def _capabilities(draw: st.DrawFn) -> Capabilities:
         twin_socket=twin,
         twin_fd_index=None if twin is None else draw(_optional(st.integers(0, 252))),
         write_multiple=draw(_optional(st.booleans())),
+        long_writes=draw(_optional(st.booleans())),
     )
 
 
 CAPABILITIES = _capabilities()
+_IO_FD = st.builds(m.IOSubRegion, U64, U64, U32, U32, U32, U64)
 _WRITE = st.builds(m.RegionWrite, U64, U32, st.binary(min_size=1, max_size=8))
 
 MESSAGES: dict[type[m.Message], SearchStrategy[Any]] = {
@@ -186,7 +189,7 @@ MESSAGES: dict[type[m.Message], SearchStrategy[Any]] = {
     m.GetRegionInfo: st.builds(m.GetRegionInfo, U32, st.integers(32, (1 << 32) - 1)),
     m.RegionInfo: st.builds(m.RegionInfo, U32, U32, U32, U32, U64, U64, DATA),
     m.GetRegionIOFDs: st.builds(m.GetRegionIOFDs, U32, st.integers(16, (1 << 32) - 1)),
-    m.RegionIOFDs: st.builds(m.RegionIOFDs, U32, U32, U32, DATA),
+    m.RegionIOFDs: st.builds(m.RegionIOFDs.of, U32, st.lists(_IO_FD, max_size=4), U32),
     m.GetIRQInfo: st.builds(m.GetIRQInfo, U32, st.integers(16, (1 << 32) - 1)),
     m.IRQInfo: st.builds(m.IRQInfo, U32, U32, U32),
     m.SetIRQs: st.builds(m.SetIRQs, U32, U32, U32, U32, DATA),

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Self
 
@@ -15,6 +17,10 @@ REGION_RANGE = Struct("=QII")
 """REGION_READ, REGION_WRITE and their replies: offset, region, count."""
 IO_FDS = Struct("=IIII")
 """DEVICE_GET_REGION_IO_FDS and its reply: argsz, flags, index, count."""
+IO_FD = Struct("=QQIIIIQ")
+"""A sub-region in that reply: offset, size, fd_index, type, flags, padding, datamatch."""
+LONG_IO_FD = Struct("=QQIIIIQQ")
+"""The same as libvfio-user sends it, with a shadow offset before the datamatch."""
 WRITE_COUNT = Struct("=Q")
 """REGION_WRITE_MULTI and its reply: number of writes."""
 WRITE_ENTRY = Struct("=QII8s")
@@ -97,26 +103,90 @@ class GetRegionIOFDs:
         require(reply.index == self.index, f"io fds of region {reply.index}")
 
 
+class IOFDType(IntEnum):
+    """How the descriptor of a sub-region is to be used (``VFIO_USER_IO_FD_TYPE_*``)."""
+
+    IOEVENTFD = 0
+    IOREGIONFD = 1
+    SHADOW_IOEVENTFD = 2
+
+
+class IOEventFDFlags(IntFlag):
+    """``KVM_IOEVENTFD_FLAG_*``."""
+
+    DATAMATCH = 1
+    PIO = 2
+    VIRTIO_CCW_NOTIFY = 8
+
+
+@dataclass(frozen=True, slots=True)
+class IOSubRegion:
+    """A part of a region whose accesses may go through a descriptor.
+
+    :ivar offset: where it starts in the region.
+    :ivar size: its bytes; 0 is an access of any width at ``offset``.
+    :ivar fd_index: which descriptor of the reply serves it.
+    :ivar type: an :class:`IOFDType`, or a number that nobody knows yet.
+    :ivar datamatch: the value of a write that signals an ioeventfd; ``user_data`` of an ioregionfd.
+    """
+
+    offset: int
+    size: int
+    fd_index: int
+    type: int
+    flags: int
+    datamatch: int
+
+
 @dataclass(frozen=True, slots=True)
 class RegionIOFDs:
-    """The reply to DEVICE_GET_REGION_IO_FDS; ``entries`` is the raw array behind the head.
+    """The reply to DEVICE_GET_REGION_IO_FDS.
 
     The size of one entry is ``(argsz - 16) / count``: 40 bytes in the specification, 48 in the
-    field.
+    field; 40 are sent.  Where the request had no room for all, ``sub_regions`` is empty and
+    ``argsz`` says what is needed.
     """
 
     argsz: int
     index: int
     count: int
-    entries: bytes = b""
+    sub_regions: tuple[IOSubRegion, ...] = ()
+
+    @classmethod
+    def of(cls, index: int, sub_regions: Sequence[IOSubRegion], argsz: int) -> RegionIOFDs:
+        """The reply that lists ``sub_regions``, as far as a request's ``argsz`` has room."""
+        needed = IO_FDS.size + len(sub_regions) * IO_FD.size
+        return cls(needed, index, len(sub_regions), tuple(sub_regions) if needed <= argsz else ())
 
     def encode(self) -> list[Buffer]:
-        return [IO_FDS.pack(self.argsz, 0, self.index, self.count) + self.entries]
+        entries = (
+            IO_FD.pack(sub.offset, sub.size, sub.fd_index, sub.type, sub.flags, 0, sub.datamatch)
+            for sub in self.sub_regions
+        )
+        return [IO_FDS.pack(self.argsz, 0, self.index, self.count) + b"".join(entries)]
 
     @classmethod
     def decode(cls, payload: memoryview) -> RegionIOFDs:
         argsz, _, index, count = head(IO_FDS, payload)
-        return cls(argsz, index, count, bytes(payload[IO_FDS.size :]))
+        entries = payload[IO_FDS.size :]
+        return cls(argsz, index, count, _sub_regions(argsz, count, entries) if entries else ())
+
+
+def _sub_regions(argsz: int, count: int, entries: memoryview) -> tuple[IOSubRegion, ...]:
+    require(count > 0, f"{len(entries)} bytes of no entries")
+    stride = len(entries) // count
+    require(
+        argsz == IO_FDS.size + len(entries) and stride * count == len(entries),
+        f"argsz {argsz} and {len(entries)} bytes of {count} entries",
+    )
+    require(stride >= IO_FD.size, f"entries of {stride} bytes")
+    return tuple(_sub_region(entries[at : at + stride]) for at in range(0, len(entries), stride))
+
+
+def _sub_region(entry: memoryview) -> IOSubRegion:
+    layout = LONG_IO_FD if len(entry) == LONG_IO_FD.size else IO_FD
+    offset, size, fd_index, kind, flags, *_, datamatch = layout.unpack_from(entry)
+    return IOSubRegion(offset, size, fd_index, kind, flags, datamatch)
 
 
 @dataclass(frozen=True, slots=True)
