@@ -13,8 +13,10 @@ import threading
 
 from pyvfio.closing import Closing
 from pyvfio.errors import AccessDenied, DeviceBusy, OpenError
+from pyvfio.server.credentials import Allowed, Credentials
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.model import DeviceModel
+from pyvfio.server.quotas import Quotas
 from pyvfio.server.session import Session
 
 log = logging.getLogger(__name__)
@@ -32,13 +34,28 @@ class Server(Closing):
     :param model: the model; closed with the server.
     :param path: where to listen.  A socket file that nobody listens on is replaced.
     :param mode: permission bits of the socket file.
+    :param group: id of the group that the socket file belongs to; by default the process's own.
+    :param quotas: what one client may take.
+    :param allow: who may be a client, of those that the socket file lets in; everybody by default.
+    :raises AccessDenied: the socket file cannot be made there, or not be given to the group.
     :raises DeviceBusy: a server listens there already.
     :raises OpenError: the path is something else, or the socket cannot be made.
     """
 
-    def __init__(self, model: DeviceModel, path: str, mode: int = 0o600) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        path: str,
+        mode: int = 0o600,
+        *,
+        group: int | None = None,
+        quotas: Quotas | None = None,
+        allow: Allowed | None = None,
+    ) -> None:
         self.path = path
-        self._listener = _listen(path, mode)
+        self._quotas = quotas or Quotas()
+        self._allow = allow
+        self._listener = _listen(path, mode, group)
         try:
             status = os.stat(path)
             self._file = (status.st_dev, status.st_ino)
@@ -74,12 +91,25 @@ class Server(Closing):
                 poller.poll(1000)
                 continue
             clients += 1
-            self._serve(sock, f"{self.path} client {clients}")
+            self._admit(sock, f"{self.path} client {clients}")
+
+    def _admit(self, sock: socket.socket, name: str) -> None:
+        try:
+            credentials = Credentials.of(sock)
+        except OSError as error:
+            log.warning("%s: refused: %s", name, error)
+            sock.close()
+            return
+        if self._allow is not None and not self._allow.admits(credentials):
+            log.warning("%s: refused: %s", name, credentials)
+            sock.close()
+            return
+        log.info("%s: connected: %s", name, credentials)
+        self._serve(sock, name)
 
     def _serve(self, sock: socket.socket, name: str) -> None:
-        log.info("%s: connected", name)
         try:
-            session = Session(sock, self._function, name)
+            session = Session(sock, self._function, self._quotas, name)
         except (OSError, RuntimeError) as error:
             log.warning("%s: cannot be served: %s", name, error)
             return
@@ -127,16 +157,23 @@ class Server(Closing):
             pass
 
 
-def _listen(path: str, mode: int) -> socket.socket:
+def _listen(path: str, mode: int, group: int | None) -> socket.socket:
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
     try:
         sock.bind(path)
-        os.chmod(path, mode)  # before listen(), so that nobody else could have connected
+        bound = True
+        # Before listen(), so that nobody else could have connected.
+        if group is not None:
+            os.chown(path, -1, group)
+        os.chmod(path, mode)
         sock.listen(CLIENTS_WAITING)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
+        if bound:
+            os.unlink(path)
         if isinstance(error, PermissionError):
             raise AccessDenied(
                 "permission denied", op="listen", uri=path, errno=error.errno
