@@ -107,3 +107,42 @@ def run_test_dma(client: RawClient, direction: int, address: int = IOVA, count: 
     prepare_test_dma(client, address, count)
     client.write32(BAR0, TEST_RUN, direction)
     return client.read32(BAR0, TEST_RUN)
+
+
+class ClientMemory:
+    """Memory that a client gave no descriptor for, from ``start`` on: answers DMA for it.
+
+    :ivar asked: (command, address, count) of each message answered.
+    """
+
+    def __init__(self, start: int, contents: bytes) -> None:
+        self.start = start
+        self.contents = bytearray(contents)
+        self.asked: list[tuple[int, int, int]] = []
+
+    def answer(self, peer: raw.Peer, message: raw.Message) -> None:
+        """Answer a DMA_READ or DMA_WRITE on the socket that it came on."""
+        address, count = message.words("QQ")
+        at = address - self.start
+        self.asked.append((message.command, address, count))
+        data = b""
+        if message.command == raw.DMA_READ:
+            data = bytes(self.contents[at : at + count])
+        else:
+            assert message.command == raw.DMA_WRITE
+            self.contents[at : at + count] = message.payload[16:]
+        peer.send(raw.answer(message, raw.dma_range(address, count, data)))
+
+    def answer_until_reply(self, client: RawClient) -> raw.Message:
+        """Answer on the main socket until something else comes; returns that."""
+        while (message := client.receive()).flags & raw.TYPE != raw.REPLY:
+            self.answer(client, message)
+        return message
+
+    def answer_until_end(self, twin: raw.Peer) -> None:
+        """Answer on a twin socket as long as there is one."""
+        try:
+            while True:
+                self.answer(twin, twin.receive())
+        except EOFError:
+            pass
