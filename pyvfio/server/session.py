@@ -156,8 +156,9 @@ class Session:
     def _agree(self, request: RequestReceived, offered: messages.Version) -> Limits:
         own = self._quotas.capabilities()
         limits = Limits.of(offered.capabilities, own)
-        client_end = None
-        if offered.capabilities and offered.capabilities.twin_socket and limits.max_msg_fds > 0:
+        theirs, client_end = offered.capabilities, None
+        can_take_one = limits.max_msg_fds > 0 and not request.no_reply
+        if theirs is not None and theirs.twin_socket and can_take_one:
             client_end = self._make_twin()
         if client_end is None:
             self._channel.reply(request, answer_to(offered, own, twin=False))
