@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyvfio.server.quotas import Quotas
+from pyvfio.transport.channel import MAX_QUEUED_FDS
 from tests.fault import raw
 from tests.fault.clients import (
     BAR0,
@@ -28,7 +30,7 @@ from tests.fault.clients import (
     serves,
 )
 from tests.fault.raw import RawClient
-from tests.support import ServerProcess, resident
+from tests.support import ServerProcess, eventually, in_threads, open_fds, resident
 
 MAX_MAPS, MAX_MAPPED, MAX_FDS, MAX_DATA, MAX_QUEUED = 4, 8 * PAGE, 3, 4096, 1 << 20
 OPTIONS = (
@@ -215,6 +217,24 @@ def test_a_client_that_pipelines_without_being_asked_is_made_to_wait(
             client.send(message)
         assert in_step(client)
         assert resident(server.pid) - before < 4 * MAX_QUEUED
+
+
+def test_descriptors_for_a_client_that_does_not_read_are_not_piled_up(
+    testdev_server: ServerProcess,
+) -> None:
+    before = held(testdev_server)
+    question = raw.frame(raw.GET_REGION_INFO, raw.region_info(BAR2, 80))
+    count = 2000
+    with RawClient(testdev_server.path) as client:
+        client.negotiate()
+        (sending,) = in_threads([lambda: client.send(question * count)])
+        most = before + MAX_QUEUED_FDS
+        piled_up = eventually(lambda: len(open_fds(testdev_server.pid)) > most, seconds=1)
+        for _ in range(count):
+            (fd,) = client.receive().fds
+            os.close(fd)
+        sending.join()
+    assert not piled_up
 
 
 # The dataclass
