@@ -37,19 +37,43 @@ class _MappedArea:
         return self.start <= offset and offset + size <= self.end
 
 
+class Posting:
+    """Whether the regions of one device post their writes: until one of them is mapped.
+
+    A store to mapped memory does not wait for messages that are under way, so it would overtake
+    them (QEMU's vfio-user client: no posting with a region that can be mapped).
+
+    :param device_io: the vector that posts.
+    :param default: whether memory BARs post where nobody says otherwise.
+    """
+
+    def __init__(self, device_io: DeviceIO, default: bool = False) -> None:
+        self.default = default
+        self.over = False
+        self._device_io = device_io
+
+    def end(self) -> None:
+        """A region is mapped: wait for what was posted, and post no more."""
+        if not self.over:
+            self.over = True
+            self._device_io.flush()
+
+
 class Region:
     """A region of a device; PCI BARs, ROM and configuration space are regions.
 
     :param device_io: the vector that reaches it.
     :param info: what the device says of it.
     :param uri: the device, for errors.
+    :param posting: whether the device's regions post their writes; shared by all of them.
     """
 
-    def __init__(self, device_io: DeviceIO, info: RegionInfo, uri: str) -> None:
+    def __init__(
+        self, device_io: DeviceIO, info: RegionInfo, uri: str, posting: Posting | None = None
+    ) -> None:
         self.info = info
-        self.posted = False
-        """Ask for writes that are not mapped to be posted: order is kept, errors are never seen.
-        Configuration space and I/O ports do not obey."""
+        self._posting = posting or Posting(device_io)
+        self._posted: bool | None = None
         self._device_io = device_io
         self._uri = uri
         self._readable = bool(info.flags & RegionFlags.READ)
@@ -64,8 +88,24 @@ class Region:
 
     @property
     def postable(self) -> bool:
-        """Whether writes may be posted at all."""
-        return True
+        """Whether writes may be posted at all; only those to a memory BAR may."""
+        return False
+
+    @property
+    def posted(self) -> bool:
+        """Whether writes that are not mapped are posted: sent without waiting for an answer.
+
+        Their order is kept, also with all that follows; an error of the device is never seen.
+        ``VFIOBase.flush`` waits until they are done.  Set it to choose for this region; nothing is
+        posted to configuration space or I/O ports, nor once a region of the device is mapped, nor
+        by the kernel's backend.
+        """
+        wanted = self._posting.default if self._posted is None else self._posted
+        return wanted and self.postable and not self._posting.over
+
+    @posted.setter
+    def posted(self, wanted: bool) -> None:
+        self._posted = wanted
 
     @property
     def size(self) -> int:
@@ -214,7 +254,10 @@ class Region:
         """The areas, mapped at first use; what cannot be mapped is read and written instead."""
         if self._areas is None:
             self._check_open("map")
-            self._areas = list(self._map_areas())
+            areas = list(self._map_areas())
+            if areas:
+                self._posting.end()
+            self._areas = areas
         return self._areas
 
     def _map_areas(self) -> Iterator[_MappedArea]:
@@ -249,9 +292,7 @@ class Region:
 
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         try:
-            count = self._device_io.region_write(
-                self.info.index, offset, data, posted=self.posted and self.postable
-            )
+            count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
         except OSError as error:
             raise operation_error(
                 error, RegionError, op=self._op("write", offset), uri=self._uri

@@ -182,6 +182,10 @@ class DeviceIO(ABC):
         """
 
     @abstractmethod
+    def flush(self) -> None:
+        """Return when every posted write has been carried out; at once where none is posted."""
+
+    @abstractmethod
     def reset(self) -> None:
         """``VFIO_DEVICE_RESET``."""
 

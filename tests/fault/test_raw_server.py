@@ -34,6 +34,7 @@ from pyvfio.errors import (
     RemoteProtocolError,
     VFIOTimeout,
 )
+from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.vfio import DMAMapFlags
 from tests.fault import raw
@@ -54,7 +55,8 @@ def server(socket_folder: Path) -> Iterator[RawServer]:
 
 @pytest.fixture
 def device(server: RawServer) -> Iterator[PCIDevice]:
-    with pyvfio.open(server.uri) as dev:
+    """Its writes are waited for, so that what answers them is seen."""
+    with pyvfio.open(server.uri, posted_writes=False) as dev:
         yield dev
 
 
@@ -99,9 +101,10 @@ def memfd(size: int) -> Iterator[int]:
 def test_version_is_the_first_message(server: RawServer) -> None:
     pyvfio.open(server.uri).close()
     assert server.seen[0].data == (
-        unhex("00000100 9a000000 00000000 00000000 | 00000100")
+        unhex("00000100 ca000000 00000000 00000000 | 00000100")
         + b'{"capabilities":{"max_msg_fds":64,"max_data_xfer_size":1048576,'
-        b'"max_dma_maps":65535,"pgsizes":4096,"twin_socket":{"supported":true}}}\0'
+        b'"max_dma_maps":65535,"pgsizes":4096,"write_multiple":true,'
+        b'"pyvfio_long_writes":true,"twin_socket":{"supported":true}}}\0'
     )
 
 
@@ -164,6 +167,41 @@ def test_dma_unmap(server: RawServer, device: PCIDevice) -> None:
     with device.dma.alloc(PAGE) as buffer:
         iova = buffer.iova
     assert server.last(raw.DMA_UNMAP).payload == raw.dma_unmap(iova, PAGE)
+
+
+def test_no_descriptor_of_memory_goes_to_a_server_in_secure_dma(server: RawServer) -> None:
+    with pyvfio.open(server.uri, secure_dma=True) as device:
+        memory = pyvfio.SharedMemory(2 * PAGE)
+        iova = device.dma.map(memory, offset=PAGE)
+        message = server.last(raw.DMA_MAP)
+        assert (message.payload, message.fds) == (raw.dma_map(iova, PAGE, offset=0), ())
+        memory.array[PAGE:] = 0x5A
+        reply = server.ask(raw.DMA_READ, raw.dma_range(iova, PAGE))
+        assert reply.payload == raw.dma_range(iova, PAGE, b"\x5a" * PAGE)
+        device.dma.unmap(iova, PAGE)
+        memory.close()
+
+
+LONG_WRITES = b'{"capabilities":{"pyvfio_long_writes":true,"max_data_xfer_size":65536}}\0'
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [(raw.JSON, [32768, 32768, 32768, 1696]), (LONG_WRITES, [65536, 34464])],
+    ids=["unknown server", "server that takes them"],
+)
+def test_long_writes_are_cut_as_the_server_can_take_them(
+    server: RawServer, text: bytes, sizes: list[int]
+) -> None:
+    server.capabilities = text
+    server.regions[0] = (READ_WRITE, 1 << 20)
+    server.memory[0] = bytearray(1 << 20)
+    with pyvfio.open(server.uri) as device:
+        data = os.urandom(sum(sizes))
+        device.bars[0].write_bytes(0, data)
+        device.flush()
+    assert [len(found) for _, _, found in writes(server)] == sizes
+    assert server.memory[0][: len(data)] == data
 
 
 def test_no_descriptor_goes_to_a_server_that_takes_none(server: RawServer) -> None:
@@ -537,7 +575,7 @@ def test_a_late_reply_may_take_its_descriptor_along(server: RawServer) -> None:
 
 def test_a_late_refusal_is_drained(server: RawServer) -> None:
     late: list[Message] = []
-    with pyvfio.open(server.uri, timeout=TIMEOUT) as device:
+    with pyvfio.open(server.uri, timeout=TIMEOUT, posted_writes=False) as device:
         bar = device.bars[0]
         once(server, raw.REGION_WRITE, late.append)
         timed(lambda: bar.write32(0, 1))
@@ -635,6 +673,130 @@ def test_posted_writes_to_a_server_that_does_not_read_time_out(server: RawServer
                 bar.write_bytes(0, bytes(PAGE))
 
         timed(write_for_ever)
+
+
+# Posted writes that wait for the socket
+
+MULTI = b'{"capabilities":{"write_multiple":true}}\0'
+MANY = 3000
+
+
+@pytest.fixture
+def slow(server: RawServer) -> Iterator[PCIDevice]:
+    """A device whose server takes several writes in a message."""
+    server.capabilities = MULTI
+    with pyvfio.open(server.uri) as device:
+        yield device
+
+
+def writes(server: RawServer) -> list[tuple[int, int, bytes]]:
+    """(region, offset, data) of each write to BAR 0, in the order in which the server took them."""
+    found = []
+    for message in server.seen:
+        if message.command == raw.REGION_WRITE:
+            offset, region, _ = message.words("QII")
+            found.append((region, offset, message.payload[16:]))
+        elif message.command == raw.WRITE_MULTI:
+            for at in range(8, len(message.payload), 24):
+                offset, region, size = struct.unpack_from("<QII", message.payload, at)
+                found.append((region, offset, message.payload[at + 16 :][:size]))
+    return [write for write in found if write[0] == 0]
+
+
+def post_many(bar: BAR, first: int = 0) -> list[tuple[int, int, bytes]]:
+    """Post more than a socket holds, in all widths; returns what the server is to see."""
+    expected = []
+    for number in range(first, first + MANY):
+        width = (1, 2, 4, 8)[number % 4]
+        value = number & ((1 << 8 * width) - 1)
+        bar.write(8 * (number % 500), width, value)
+        expected.append((0, 8 * (number % 500), value.to_bytes(width, "little")))
+    return expected
+
+
+def test_writes_that_wait_for_the_socket_go_together(server: RawServer, slow: PCIDevice) -> None:
+    with deaf(server, slow):
+        expected = post_many(slow.bars[0])
+    slow.flush()
+    assert writes(server)[1:] == expected
+    together = [message for message in server.seen if message.command == raw.WRITE_MULTI]
+    assert together
+    assert all(message.flags == raw.NO_REPLY for message in together)
+    counts = [message.words("Q")[0] for message in together]
+    assert max(counts) == 200
+    assert [len(message.payload) for message in together] == [8 + 24 * n for n in counts]
+
+
+def test_writes_go_one_by_one_where_the_socket_takes_them(
+    server: RawServer, slow: PCIDevice
+) -> None:
+    for _ in range(10):
+        slow.bars[0].write32(0, 1)
+    slow.flush()
+    assert raw.WRITE_MULTI not in server.commands()
+    assert writes(server) == [(0, 0, b"\1\0\0\0")] * 10
+
+
+def test_writes_go_one_by_one_to_a_server_that_takes_no_more(server: RawServer) -> None:
+    with pyvfio.open(server.uri) as device:
+        with deaf(server, device):
+            expected = post_many(device.bars[0])
+        device.flush()
+        assert writes(server)[1:] == expected
+        assert raw.WRITE_MULTI not in server.commands()
+
+
+def test_a_command_stands_behind_the_writes_before_it(server: RawServer, slow: PCIDevice) -> None:
+    bar = slow.bars[0]
+    with deaf(server, slow):
+        expected = post_many(bar)
+        bar.write_bytes(0x10, b"longer than eight")
+        expected += [(0, 0x10, b"longer than eight"), *post_many(bar, MANY)]
+    slow.flush()
+    assert writes(server)[1:] == expected
+    commands = server.commands()
+    between = len(commands) - 1 - commands[::-1].index(raw.REGION_WRITE)
+    assert commands[between - 1] == commands[between + 1] == raw.WRITE_MULTI
+
+
+def test_the_caller_may_change_data_that_waits(server: RawServer, slow: PCIDevice) -> None:
+    data = bytearray(8)
+    with deaf(server, slow):
+        post_many(slow.bars[0])
+        slow.bars[0].write_bytes(0x18, data)
+        data[:] = b"\xff" * 8
+    slow.flush()
+    assert writes(server)[-1] == (0, 0x18, bytes(8))
+
+
+def test_writes_that_wait_are_sent_at_close(server: RawServer) -> None:
+    server.capabilities = MULTI
+    with pyvfio.open(server.uri) as device, deaf(server, device):
+        expected = post_many(device.bars[0])
+    assert eventually(lambda: writes(server)[1:] == expected)
+
+
+def test_a_flush_asks_only_where_something_was_posted(server: RawServer, slow: PCIDevice) -> None:
+    sent = len(server.seen)
+    slow.flush()
+    assert len(server.seen) == sent
+    slow.bars[0].write32(0, 1)
+    slow.flush()
+    slow.flush()
+    assert server.commands()[sent:] == [raw.REGION_WRITE, raw.GET_INFO]
+
+
+def test_a_flush_takes_a_refusal_for_an_answer(server: RawServer, slow: PCIDevice) -> None:
+    server.handlers[raw.GET_INFO] = sends(server, lambda m: raw.refusal(m, errno.EINVAL))
+    slow.bars[0].write32(0, 1)
+    slow.flush()
+
+
+def test_a_flush_of_a_server_that_does_not_answer_times_out(server: RawServer) -> None:
+    with pyvfio.open(server.uri, timeout=TIMEOUT) as device:
+        server.handlers[raw.GET_INFO] = ignore
+        device.bars[0].write32(0, 1)
+        timed(device.flush)
 
 
 def test_answers_to_a_server_that_does_not_read_are_not_piled_up(server: RawServer) -> None:

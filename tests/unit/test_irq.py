@@ -77,6 +77,9 @@ class FakeIO(DeviceIO):
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         raise NotImplementedError
 
+    def flush(self) -> None:
+        raise NotImplementedError
+
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         raise NotImplementedError
 

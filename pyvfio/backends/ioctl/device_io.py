@@ -112,6 +112,9 @@ class KernelDeviceIO(DeviceIO):
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         return os.pwrite(self.fd, data, self._offset(index) + offset)
 
+    def flush(self) -> None:
+        """Nothing is posted: the kernel has made the access when it returns."""
+
     def _offset(self, index: int) -> int:
         if index not in self._offsets:
             self.get_region_info(index)

@@ -14,11 +14,15 @@ from pyvfio.wire.version import Limits
 
 
 class UserContainerIO(ContainerIO):
-    """Maps by passing the memory's descriptor to the server."""
+    """Maps by passing the memory's descriptor to the server.
 
-    def __init__(self, channel: Channel, limits: Limits) -> None:
+    :param secure: pass none, so that the server reaches memory by DMA_READ and DMA_WRITE only.
+    """
+
+    def __init__(self, channel: Channel, limits: Limits, secure: bool) -> None:
         self._channel = channel
         self._limits = limits
+        self._secure = secure
 
     @property
     def iova_ranges(self) -> Sequence[tuple[int, int]]:
@@ -35,8 +39,8 @@ class UserContainerIO(ContainerIO):
     def dma_map(
         self, iova: int, size: int, memory: DMASource, offset: int, flags: DMAMapFlags
     ) -> None:
-        # Without room for a descriptor the server reaches the memory by DMA_READ and DMA_WRITE.
-        by_fd = self._limits.max_msg_fds > 0
+        # Without a descriptor the server reaches the memory by DMA_READ and DMA_WRITE.
+        by_fd = not self._secure and self._limits.max_msg_fds > 0
         request = messages.DMAMap(flags, offset if by_fd else 0, iova, size)
         self._channel.call(Command.DMA_MAP, request, [memory.fd] if by_fd else [])
 

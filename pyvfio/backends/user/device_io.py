@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pyvfio.errors import RemoteProtocolError
+from pyvfio.errors import RemoteError, RemoteProtocolError
 from pyvfio.transport.channel import Channel
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
@@ -17,11 +18,13 @@ from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
 from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IRQInfo, RegionInfo
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
+from pyvfio.wire.messages.region import MAX_WRITE_ENTRY
 from pyvfio.wire.version import Limits
 
-MAX_WRITE = 32 * 1024
-"""Bytes in one REGION_WRITE.  A widespread server reads a body with one recv() and loses step with
-the stream above about this size, whatever it negotiated."""
+SAFE_WRITE = 32 * 1024
+"""Bytes in one REGION_WRITE to a server that does not say that it reads longer ones whole.  A
+widespread one reads a body with one recv() and loses step above about this size, whatever it
+negotiated."""
 
 
 class UserDeviceIO(DeviceIO):
@@ -31,6 +34,7 @@ class UserDeviceIO(DeviceIO):
         self._channel = channel
         self._limits = limits
         self._region_fds: list[int] = []
+        self._unflushed = False
 
     def get_info(self) -> DeviceInfo:
         reply = self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo()).message
@@ -104,7 +108,9 @@ class UserDeviceIO(DeviceIO):
         return data
 
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
-        limit = min(MAX_WRITE, self._limits.max_data_xfer_size)
+        limit = self._limits.max_data_xfer_size
+        if not self._limits.long_writes:
+            limit = min(limit, SAFE_WRITE)
         view, done = memoryview(data), 0
         while done < len(view):
             chunk = view[done : done + limit]
@@ -117,10 +123,24 @@ class UserDeviceIO(DeviceIO):
     def _write(self, index: int, offset: int, data: memoryview, posted: bool) -> int:
         request = messages.RegionWrite(offset, index, data)
         if posted:
-            self._channel.post(Command.REGION_WRITE, request)
+            self._post(request)
             return len(data)
         count: int = self._channel.call(Command.REGION_WRITE, request).message.count
         return count
+
+    def _post(self, request: messages.RegionWrite) -> None:
+        self._unflushed = True
+        if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
+            self._channel.post_write(request)
+        else:
+            self._channel.post(Command.REGION_WRITE, request)
+
+    def flush(self) -> None:
+        if self._unflushed:
+            self._unflushed = False
+            # Commands are carried out in order: any answer tells that those before it are through.
+            with contextlib.suppress(RemoteError):
+                self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo())
 
     def reset(self) -> None:
         self._channel.call(Command.DEVICE_RESET, messages.Empty())
