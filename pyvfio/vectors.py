@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pyvfio.errors import UnsupportedError
 from pyvfio.uapi import chain, vfio
@@ -198,6 +198,17 @@ class DeviceIO(ABC):
         """Close every descriptor that this vector owns.  May be repeated."""
 
 
+class BatchFailure(NamedTuple):
+    """An operation of a batch that was not carried out.
+
+    :ivar position: which of the maps and unmaps since :meth:`ContainerIO.begin`, from 0.
+    :ivar error: what the vector would have raised.
+    """
+
+    position: int
+    error: Exception
+
+
 class ContainerIO(ABC):
     """Operations on the IO address space of a device."""
 
@@ -229,6 +240,17 @@ class ContainerIO(ABC):
     @abstractmethod
     def dma_unmap_all(self) -> None:
         """Take away every map."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Until :meth:`commit`, maps and unmaps need not be through when they return."""
+
+    @abstractmethod
+    def commit(self) -> Sequence[BatchFailure]:
+        """Wait for every map and unmap since :meth:`begin`; returns those that failed, in order.
+
+        One that raised at once is not counted.
+        """
 
     @abstractmethod
     def close(self) -> None:

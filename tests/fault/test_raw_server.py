@@ -8,6 +8,7 @@ bounded time; the connection stays in step or is given up, and no descriptor sta
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -24,8 +25,11 @@ from pathlib import Path
 import pytest
 
 import pyvfio
+from pyvfio.backends.user.container_io import WINDOW
 from pyvfio.errors import (
     ConnectionLost,
+    DMABatchError,
+    DMAError,
     IRQError,
     NegotiationError,
     OperationError,
@@ -180,6 +184,93 @@ def test_no_descriptor_of_memory_goes_to_a_server_in_secure_dma(server: RawServe
         assert reply.payload == raw.dma_range(iova, PAGE, b"\x5a" * PAGE)
         device.dma.unmap(iova, PAGE)
         memory.close()
+
+
+BATCH = 100
+
+
+def test_maps_of_a_batch_do_not_wait_for_each_other(server: RawServer, device: PCIDevice) -> None:
+    unanswered: list[Message] = []
+
+    def take(message: Message) -> None:
+        unanswered.append(message)
+        if len(unanswered) == WINDOW:  # the client sends no more: answer them all
+            for waiting in unanswered:
+                server.peer.send(answer(waiting))
+            unanswered.clear()
+
+    server.handlers[raw.DMA_MAP] = take
+    with pyvfio.SharedMemory(PAGE) as memory, device.dma.batch():
+        for _ in range(2 * WINDOW):
+            device.dma.map(memory)
+    assert len(device.dma.mappings) == 2 * WINDOW
+
+
+def test_a_descriptor_may_be_closed_when_its_map_is_in_a_batch(
+    server: RawServer, device: PCIDevice
+) -> None:
+    inodes: list[int] = []
+
+    def note(message: Message) -> None:
+        inodes.append(os.fstat(message.fds[0]).st_ino)
+        server.serve(message)
+
+    server.handlers[raw.DMA_MAP] = note
+    expected = []
+    with device.dma.batch():
+        for _ in range(BATCH):
+            memory = pyvfio.SharedMemory(PAGE)
+            expected.append(os.fstat(memory.fd).st_ino)
+            device.dma.map(memory)
+            memory.close()
+    assert inodes == expected
+
+
+def refuse_some(server: RawServer) -> None:
+    """Every third map is refused."""
+    numbers = itertools.count()
+
+    def handle(message: Message) -> None:
+        if next(numbers) % 3:
+            server.serve(message)
+        else:
+            server.peer.send(raw.refusal(message, errno.ENOSPC))
+
+    server.handlers[raw.DMA_MAP] = handle
+
+
+def test_a_batch_tells_of_every_map_that_was_refused(server: RawServer, device: PCIDevice) -> None:
+    refuse_some(server)
+    iovas: list[int] = []
+    with pyvfio.SharedMemory(PAGE) as memory, pytest.raises(DMABatchError) as caught:
+        map_batch(device, memory, iovas)
+    failures = [(f.iova, f.size, f.errno) for f in caught.value.failures if isinstance(f, DMAError)]
+    assert failures == [(iova, PAGE, errno.ENOSPC) for iova in iovas[::3]]
+    assert {entry.iova for entry in device.dma.mappings} == set(iovas) - set(iovas[::3])
+
+
+def map_batch(device: PCIDevice, memory: pyvfio.SharedMemory, iovas: list[int]) -> None:
+    with device.dma.batch():
+        iovas.extend(device.dma.map(memory) for _ in range(BATCH))
+
+
+def test_a_batch_that_is_never_answered_ends_in_one_time_out(server: RawServer) -> None:
+    with pyvfio.open(server.uri, timeout=TIMEOUT) as device:
+        server.handlers[raw.DMA_MAP] = ignore
+        start = time.monotonic()
+        with pyvfio.SharedMemory(PAGE) as memory, pytest.raises(DMABatchError) as caught:
+            map_batch(device, memory, [])
+        assert time.monotonic() - start < 10 * TIMEOUT
+        assert all(isinstance(failure, VFIOTimeout) for failure in caught.value.failures)
+        assert len(caught.value.failures) == BATCH
+        assert in_step(device, server)
+
+
+def test_a_batch_ends_with_the_connection(server: RawServer, device: PCIDevice) -> None:
+    once(server, raw.DMA_MAP, lambda _: server.hang_up())
+    with pyvfio.SharedMemory(PAGE) as memory, pytest.raises(ConnectionLost, match="batch"):
+        map_batch(device, memory, [])
+    assert device.dma.mappings == ()
 
 
 LONG_WRITES = b'{"capabilities":{"pyvfio_long_writes":true,"max_data_xfer_size":65536}}\0'

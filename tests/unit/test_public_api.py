@@ -36,7 +36,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 ROOMS = {
     **dict.fromkeys(
-        ("vectors", "closing", "memory", "iova", "irq", "region", "container", "base", "registry"),
+        (
+            "vectors",
+            "closing",
+            "memory",
+            "iova",
+            "map_table",
+            "dma_batch",
+            "irq",
+            "region",
+            "container",
+            "base",
+            "registry",
+        ),
         "core",
     ),
     "": "front door",
