@@ -12,7 +12,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError, operation_error
+from pyvfio.errors import (
+    DeviceClosed,
+    RegionError,
+    UnsupportedError,
+    operation_error,
+)
+from pyvfio.io_eventfd import IOEventFD
 from pyvfio.memory import PAGE_SIZE, ByteArray, View
 from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
@@ -79,6 +85,7 @@ class Region:
         self._readable = bool(info.flags & RegionFlags.READ)
         self._writable = bool(info.flags & RegionFlags.WRITE)
         self._areas: list[_MappedArea] | None = None
+        self._io_eventfds: tuple[IOEventFD, ...] | None = None
         self._closed = False
 
     @property
@@ -241,6 +248,22 @@ class Region:
             uri=self._uri,
             hint="use read_bytes() and write_bytes()",
         )
+
+    @property
+    def io_eventfds(self) -> tuple[IOEventFD, ...]:
+        """The registers that can be kicked through an eventfd, asked once; none on a kernel device.
+
+        :raises RemoteProtocolError: the server's list makes no sense.
+        """
+        if self._io_eventfds is None:
+            self._check_open("list io eventfds")
+            op = f"list io eventfds of {self.name}"
+            try:
+                infos = self._device_io.get_io_eventfds(self.info.index)
+            except OSError as error:
+                raise operation_error(error, RegionError, op=op, uri=self._uri) from error
+            self._io_eventfds = tuple(IOEventFD(info, self._check_open) for info in infos)
+        return self._io_eventfds
 
     # Ways
 

@@ -125,6 +125,20 @@ class IRQInfo:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class IOEventFDInfo:
+    """A register write that can be made by signalling ``fd``, which the vector owns.
+
+    :ivar size: width in bytes; 0 is any.
+    :ivar datamatch: the value that is written; None is any.
+    """
+
+    offset: int
+    size: int
+    datamatch: int | None
+    fd: int
+
+
 class DMASource(Protocol):
     """Memory to be mapped for a device: the kernel wants the address, a server the descriptor."""
 
@@ -151,6 +165,10 @@ class DeviceIO(ABC):
     @abstractmethod
     def get_irq_info(self, index: int) -> IRQInfo:
         """One interrupt index."""
+
+    def get_io_eventfds(self, index: int) -> Sequence[IOEventFDInfo]:
+        """The writes to a region that can be made through an eventfd; optional: there are none."""
+        return ()
 
     @abstractmethod
     def set_irqs(

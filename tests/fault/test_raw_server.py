@@ -28,6 +28,7 @@ import pyvfio
 from pyvfio.backends.user.container_io import WINDOW
 from pyvfio.errors import (
     ConnectionLost,
+    DeviceClosed,
     DMABatchError,
     DMAError,
     IRQError,
@@ -764,6 +765,162 @@ def test_posted_writes_to_a_server_that_does_not_read_time_out(server: RawServer
                 bar.write_bytes(0, bytes(PAGE))
 
         timed(write_for_ever)
+
+
+# Registers that are kicked through eventfds
+
+
+def io_fds(*entries: bytes, count: int | None = None, argsz: int | None = None) -> bytes:
+    """Payload of the reply to DEVICE_GET_REGION_IO_FDS."""
+    body = b"".join(entries)
+    head = struct.pack(
+        "<IIII",
+        16 + len(body) if argsz is None else argsz,
+        0,
+        0,
+        len(entries) if count is None else count,
+    )
+    return head + body
+
+
+def io_fd(offset: int, size: int, index: int, *, kind: int = 0, match: int | None = None) -> bytes:
+    """One entry as the specification has it."""
+    return struct.pack("<QQIIIIQ", offset, size, index, kind, int(match is not None), 0, match or 0)
+
+
+def long_io_fd(offset: int, size: int, index: int, *, match: int | None = None) -> bytes:
+    """One entry of 48 bytes, with a shadow offset, as libvfio-user sends it."""
+    flags = int(match is not None)
+    return struct.pack("<QQIIIIQQ", offset, size, index, 0, flags, 0, 0x5A5A, match or 0)
+
+
+@pytest.fixture
+def eventfds() -> Iterator[list[int]]:
+    found = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+    yield found
+    raw.close(found)
+
+
+def offers(server: RawServer, payload: bytes, fds: Sequence[int]) -> None:
+    """Have the server answer DEVICE_GET_REGION_IO_FDS."""
+    server.handlers[raw.GET_REGION_IO_FDS] = lambda message: server.peer.send(
+        answer(message, payload), fds
+    )
+
+
+def fired(fd: int) -> int:
+    """How often an eventfd was signalled."""
+    return raw.fired(fd, 0)
+
+
+@pytest.mark.parametrize("entry", [io_fd, long_io_fd], ids=["40 bytes", "48 bytes"])
+def test_io_eventfds_are_listed_and_kicked(
+    server: RawServer, device: PCIDevice, eventfds: list[int], entry: Callable[..., bytes]
+) -> None:
+    offers(server, io_fds(entry(0x10, 4, 1, match=0x77), entry(0x20, 0, 0)), eventfds)
+    matched, plain = device.bars[0].io_eventfds
+    assert (matched.offset, matched.size, matched.datamatch) == (0x10, 4, 0x77)
+    assert (plain.offset, plain.size, plain.datamatch) == (0x20, 0, None)
+    matched.kick()
+    matched.kick()
+    assert (fired(eventfds[0]), fired(eventfds[1])) == (0, 2)
+    plain.kick()
+    assert fired(eventfds[0]) == 1
+
+
+def test_an_eventfd_may_serve_several_registers(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    offers(server, io_fds(io_fd(0, 4, 0), io_fd(4, 4, 0)), eventfds[:1])
+    for entry in device.bars[0].io_eventfds:
+        entry.kick()
+    assert fired(eventfds[0]) == 2
+
+
+def test_io_eventfds_are_asked_for_once(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    offers(server, io_fds(io_fd(0, 4, 0)), eventfds[:1])
+    assert device.bars[0].io_eventfds is device.bars[0].io_eventfds
+    assert server.last(raw.GET_REGION_IO_FDS).payload == struct.pack("<IIII", 4096, 0, 0, 0)
+
+
+def test_a_long_list_is_asked_for_again(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    entries = [io_fd(8 * number, 8, 0) for number in range(200)]
+
+    def handle(message: Message) -> None:
+        (argsz,) = message.words("I")
+        payload = io_fds(*entries) if argsz >= 16 + 8000 else io_fds(count=200, argsz=8016)
+        server.peer.send(answer(message, payload), eventfds)
+
+    server.handlers[raw.GET_REGION_IO_FDS] = handle
+    assert [entry.offset for entry in device.bars[0].io_eventfds] == list(range(0, 1600, 8))
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_server_without_io_fds_has_none(
+    server: RawServer, device: PCIDevice, number: int
+) -> None:
+    server.handlers[raw.GET_REGION_IO_FDS] = sends(server, lambda m: raw.refusal(m, number))
+    assert device.bars[0].io_eventfds == ()
+
+
+def test_another_refusal_of_io_fds_is_an_error(server: RawServer, device: PCIDevice) -> None:
+    server.handlers[raw.GET_REGION_IO_FDS] = sends(server, lambda m: raw.refusal(m, errno.EIO))
+    with pytest.raises(RegionError, match="EIO"):
+        device.bars[0].io_eventfds  # noqa: B018
+
+
+def test_descriptors_that_only_kvm_can_use_are_left_alone(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    offers(server, io_fds(io_fd(0, 4, 0, kind=1), io_fd(4, 4, 1, kind=2)), eventfds)
+    assert device.bars[0].io_eventfds == ()
+
+
+BAD_IO_FDS = {
+    "outside of the region": [io_fd(PAGE, 4, 0)],
+    "across its end": [io_fd(PAGE - 4, 8, 0)],
+    "far outside": [io_fd((1 << 64) - 4, 8, 0)],
+    "no such descriptor": [io_fd(0, 4, 2)],
+    "one good and one bad": [io_fd(0, 4, 0), io_fd(0, 4, 99)],
+}
+
+
+@pytest.mark.parametrize("entries", BAD_IO_FDS.values(), ids=BAD_IO_FDS)
+def test_io_fds_that_make_no_sense_are_refused(
+    server: RawServer, device: PCIDevice, eventfds: list[int], entries: list[bytes]
+) -> None:
+    offers(server, io_fds(*entries), eventfds)
+    with pytest.raises(RemoteProtocolError):
+        device.bars[0].io_eventfds  # noqa: B018
+    assert in_step(device, server)
+
+
+def test_a_descriptor_that_is_no_eventfd_is_refused(server: RawServer, device: PCIDevice) -> None:
+    pipe = os.pipe()
+    offers(server, io_fds(io_fd(0, 4, 0)), pipe[1:])
+    with pytest.raises(RemoteProtocolError, match="no eventfd"):
+        device.bars[0].io_eventfds  # noqa: B018
+    raw.close(pipe)
+
+
+def test_a_full_eventfd_does_not_block_a_kick(server: RawServer, device: PCIDevice) -> None:
+    full = os.eventfd(0)
+    os.eventfd_write(full, (1 << 64) - 2)
+    offers(server, io_fds(io_fd(0, 4, 0)), [full])
+    device.bars[0].io_eventfds[0].kick()
+    os.close(full)
+
+
+def test_nothing_is_kicked_after_close(server: RawServer, eventfds: list[int]) -> None:
+    with pyvfio.open(server.uri) as device:
+        offers(server, io_fds(io_fd(0, 4, 0)), eventfds[:1])
+        (entry,) = device.bars[0].io_eventfds
+    with pytest.raises(DeviceClosed):
+        entry.kick()
 
 
 # Posted writes that wait for the socket

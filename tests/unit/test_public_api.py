@@ -22,7 +22,7 @@ from tests.support import ROOT
 PACKAGE = ROOT / "pyvfio"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "polling"),
+    ("errors", "polling", "eventfd"),
     ("uapi",),
     ("wire", "native"),
     ("transport",),
@@ -44,6 +44,7 @@ ROOMS = {
             "map_table",
             "dma_batch",
             "irq",
+            "io_eventfd",
             "region",
             "container",
             "base",

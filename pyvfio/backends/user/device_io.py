@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from pyvfio.errors import RemoteError, RemoteProtocolError
+from pyvfio.eventfd import is_eventfd
 from pyvfio.transport.channel import Channel
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
-from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IRQInfo, RegionInfo
+from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IOEventFDInfo, IRQInfo, RegionInfo
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
 from pyvfio.wire.messages.region import MAX_WRITE_ENTRY
@@ -27,6 +28,14 @@ widespread one reads a body with one recv() and loses step above about this size
 negotiated."""
 
 
+SOME_IO_FDS = 4096
+"""Bytes of sub-regions with descriptors that are asked for at first."""
+NO_SUCH_COMMAND = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.ENOTTY)
+"""How servers refuse a command that is optional; which of them is said nowhere."""
+IOEVENTFD = messages.IOFDType.IOEVENTFD
+"""The kind of descriptor that can be used without KVM; others are left alone."""
+
+
 class UserDeviceIO(DeviceIO):
     """Each operation is one message, or one per chunk; owns the descriptors of the regions."""
 
@@ -34,6 +43,7 @@ class UserDeviceIO(DeviceIO):
         self._channel = channel
         self._limits = limits
         self._region_fds: list[int] = []
+        self._sizes: dict[int, int] = {}
         self._unflushed = False
 
     def get_info(self) -> DeviceInfo:
@@ -51,6 +61,7 @@ class UserDeviceIO(DeviceIO):
         except ValueError as error:
             close_fds(fds)
             raise RemoteProtocolError(f"region {index}: {error}", uri=self._channel.name) from error
+        self._sizes[index] = info.size
         if info.fd is None:
             close_fds(fds)
         else:
@@ -65,6 +76,33 @@ class UserDeviceIO(DeviceIO):
         request = messages.GetIRQInfo(index)
         reply = self._channel.call(Command.DEVICE_GET_IRQ_INFO, request).message
         return IRQInfo(index, IRQFlags(reply.flags), reply.count)
+
+    def get_io_eventfds(self, index: int) -> Sequence[IOEventFDInfo]:
+        try:
+            reply, fds = self._ask_io_fds(index, SOME_IO_FDS)
+            if reply.argsz > SOME_IO_FDS:
+                close_fds(fds)
+                reply, fds = self._ask_io_fds(index, min(reply.argsz, MAX_REGION_INFO))
+        except RemoteError as error:
+            if error.errno in NO_SUCH_COMMAND:
+                return ()
+            raise
+        try:
+            size = self._sizes.get(index, 0)
+            listed = [sub for sub in reply.sub_regions if sub.type == IOEVENTFD]
+            infos = [_io_eventfd(sub, fds, size) for sub in listed]
+        except ValueError as error:
+            close_fds(fds)
+            reason = f"io fds of region {index}: {error}"
+            raise RemoteProtocolError(reason, uri=self._channel.name) from error
+        used = {info.fd for info in infos}
+        self._region_fds.extend(used)
+        close_fds(fd for fd in fds if fd not in used)
+        return infos
+
+    def _ask_io_fds(self, index: int, argsz: int) -> tuple[messages.RegionIOFDs, tuple[int, ...]]:
+        request = messages.GetRegionIOFDs(index, argsz)
+        return self._channel.call(Command.DEVICE_GET_REGION_IO_FDS, request)
 
     def set_irqs(
         self,
@@ -171,6 +209,19 @@ def _eventfd_runs(start: int, eventfds: Sequence[int], most: int) -> Iterator[_R
                 part = fds[first : first + most]
                 yield _Run(at + first, len(part), part)
         at += len(fds)
+
+
+def _io_eventfd(sub: messages.IOSubRegion, fds: Sequence[int], size: int) -> IOEventFDInfo:
+    """What a server says of a part of a region of ``size`` bytes, checked, or ValueError."""
+    if sub.offset + sub.size > size:
+        raise ValueError(f"{sub.size} bytes at {sub.offset:#x} of {size:#x}")
+    if sub.fd_index >= len(fds):
+        raise ValueError(f"descriptor {sub.fd_index} of {len(fds)}")
+    if not is_eventfd(fds[sub.fd_index]):
+        raise ValueError(f"descriptor {sub.fd_index} is no eventfd")
+    matches = sub.flags & messages.IOEventFDFlags.DATAMATCH
+    datamatch = sub.datamatch if matches else None
+    return IOEventFDInfo(sub.offset, sub.size, datamatch, fds[sub.fd_index])
 
 
 def _region_info(reply: messages.RegionInfo, fd: int | None) -> RegionInfo:
