@@ -11,6 +11,9 @@ import errno
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy.typing as npt
 
 from pyvfio.errors import (
     DeviceClosed,
@@ -213,6 +216,27 @@ class Region:
             raise self._short("read", offset, size, len(data))
         return bytes(data)
 
+    def read_into(self, offset: int, buffer: Buffer | npt.NDArray[Any]) -> None:
+        """Fill ``buffer``, which is contiguous and can be written, from ``offset`` on.
+
+        The widths of the accesses are the transport's choice; what ``buffer`` holds after an error
+        is not defined.
+        """
+        target = memoryview(cast(Buffer, buffer)).cast("B")
+        if target.readonly:
+            raise ValueError("the buffer cannot be written")
+        self._check_range("read", offset, len(target))
+        if not len(target):
+            return
+        area = self._area(offset, len(target))
+        if area is None:
+            self._read_trapped_into(offset, target)
+            return
+        if not self._readable:
+            raise self._denied("read", offset)
+        if not mmio.copy_into(target, area.address + offset - area.start):
+            raise self._fault("read", offset)
+
     def write_bytes(self, offset: int, data: Buffer) -> None:
         """Write the bytes of ``data``; the widths of the accesses are the transport's choice."""
         data = memoryview(data).cast("B")
@@ -312,6 +336,16 @@ class Region:
             raise operation_error(
                 error, RegionError, op=self._op("read", offset), uri=self._uri
             ) from error
+
+    def _read_trapped_into(self, offset: int, target: memoryview) -> None:
+        try:
+            count = self._device_io.region_read_into(self.info.index, offset, target)
+        except OSError as error:
+            raise operation_error(
+                error, RegionError, op=self._op("read", offset), uri=self._uri
+            ) from error
+        if count != len(target):
+            raise self._short("read", offset, len(target), count)
 
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         try:

@@ -192,6 +192,15 @@ class DeviceIO(ABC):
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         """Read ``size`` bytes; fewer come back where the device gives no more."""
 
+    def region_read_into(self, index: int, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer``; returns the bytes read, fewer where the device gives no more.
+
+        Optional: one :meth:`region_read` and a copy.
+        """
+        data = self.region_read(index, offset, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     @abstractmethod
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         """Write ``data``; returns the number of bytes taken.

@@ -401,6 +401,12 @@ def test_a_mapped_region_that_may_only_be_read_refuses_writes(access: str) -> No
     assert (done.returncode, done.stdout) == (0, b"refused\n")
 
 
+def test_a_short_read_into_a_buffer_is_an_error(device: FakeIO, region: Region) -> None:
+    device.most = 3
+    with pytest.raises(RegionError, match="3 of 8 bytes"):
+        region.read_into(0, bytearray(8))
+
+
 # Posted writes
 
 

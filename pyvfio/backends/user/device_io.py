@@ -128,17 +128,21 @@ class UserDeviceIO(DeviceIO):
             self._channel.call(Command.DEVICE_SET_IRQS, request, run.fds)
 
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
-        limit = self._limits.max_data_xfer_size
-        if size <= limit:
+        if size <= self._limits.max_data_xfer_size:
             return self._read(index, offset, size)
-        data = bytearray()
-        while len(data) < size:
-            wanted = min(limit, size - len(data))
-            part = self._read(index, offset + len(data), wanted)
-            data += part
+        data = bytearray(size)
+        return data[: self.region_read_into(index, offset, memoryview(data))]
+
+    def region_read_into(self, index: int, offset: int, buffer: memoryview) -> int:
+        done = 0
+        while done < len(buffer):
+            wanted = min(self._limits.max_data_xfer_size, len(buffer) - done)
+            part = self._read(index, offset + done, wanted)
+            buffer[done : done + len(part)] = part
+            done += len(part)
             if len(part) < wanted:
                 break
-        return data
+        return done
 
     def _read(self, index: int, offset: int, size: int) -> Buffer:
         request = messages.RegionRead(offset, index, size)
