@@ -32,6 +32,7 @@ from tests.fault.clients import (
     LIVENESS,
     PAGE,
     TEST_FIRE,
+    TEST_PIN,
     TEST_RUN,
     TEST_SCRATCH,
     TO_CLIENT,
@@ -304,6 +305,13 @@ def test_region_info_with_room_has_the_areas_and_one_descriptor(tester: RawClien
     )
 
 
+def test_a_client_cannot_truncate_the_memory_of_a_region(tester: RawClient) -> None:
+    (fd,) = tester.done(raw.GET_REGION_INFO, raw.region_info(BAR2, 80)).fds
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+    os.close(fd)
+
+
 def test_the_descriptor_of_a_region_is_its_memory(tester: RawClient) -> None:
     tester.write(BAR2, 0x1000, b"seen by mmap")
     (fd,) = tester.done(raw.GET_REGION_INFO, raw.region_info(BAR2, 80)).fds
@@ -455,6 +463,24 @@ def test_reset_with_a_payload_is_refused(edu_client: RawClient) -> None:
     assert in_step(edu_client)
 
 
+# Configuration space
+
+
+@pytest.mark.parametrize("offset", range(0x40, 0x60))
+def test_a_config_write_may_cross_the_end_of_a_capability(
+    edu_client: RawClient, offset: int
+) -> None:
+    edu_client.write(raw.CONFIG, offset, b"\xff" * 24)
+    edu_client.write(raw.CONFIG, offset, bytes(24))
+    assert edu_client.read(raw.CONFIG, 0x40, 2) == b"\x05\x00"  # MSI, the only one
+
+
+def test_a_byte_of_a_register_can_be_written_alone(edu_client: RawClient) -> None:
+    edu_client.write(raw.CONFIG, 4, b"\x06")
+    edu_client.write(raw.CONFIG, 5, b"\x04")
+    assert edu_client.read(raw.CONFIG, 4, 2) == b"\x06\x04"
+
+
 # Interrupts
 
 
@@ -495,6 +521,32 @@ def test_a_vector_without_a_descriptor_is_taken_away(tester: RawClient) -> None:
         for vector in (0, 1):
             tester.write32(BAR0, TEST_FIRE, vector)
         assert [fired(fd, 0) for fd in fds] == [0, 1]
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_vectors_without_descriptors_are_taken_away_from_any_start(
+    tester: RawClient, start: int
+) -> None:
+    with eventfds(5) as fds:
+        enable(tester, raw.MSIX, 0, fds)
+        tester.done(raw.SET_IRQS, raw.irq_set(raw.EVENTFD | raw.TRIGGER, raw.MSIX, start, 2))
+        tester.enable_bus_master()
+        for vector in range(5):
+            tester.write32(BAR0, TEST_FIRE, vector)
+        gone = {start, start + 1}
+        assert [fired(fd, 0) for fd in fds] == [int(v not in gone) for v in range(5)]
+
+
+def test_each_interrupt_index_has_eventfds_of_its_own(tester: RawClient) -> None:
+    with eventfds(3) as (intx, first, second):
+        enable(tester, raw.INTX, 0, [intx])
+        enable(tester, raw.MSIX, 0, [first])
+        enable(tester, 3, 0, [second])  # ERR
+        tester.done(raw.SET_IRQS, raw.irq_set(raw.NONE | raw.TRIGGER, 3, 0, 0))
+        tester.enable_bus_master()
+        tester.write32(BAR0, TEST_PIN, 1)
+        tester.write32(BAR0, TEST_FIRE, 0)
+        assert [fired(fd, 0) for fd in (intx, first, second)] == [1, 1, 0]
 
 
 def test_two_eventfds_in_one_message(tester: RawClient) -> None:

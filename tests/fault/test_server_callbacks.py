@@ -7,7 +7,6 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -40,11 +39,9 @@ def read64(client: RawClient, offset: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def deferring(socket_folder: Path) -> Iterator[ServerProcess]:
+def deferring(host: Callable[..., ServerProcess]) -> ServerProcess:
     """A server of the model that answers later."""
-    path = socket_folder / "deferring.sock"
-    with ServerProcess("tests.fault.models:Deferring", path) as server:
-        yield server
+    return host("tests.fault.models:Deferring")
 
 
 @pytest.fixture
@@ -192,20 +189,23 @@ def test_a_server_that_stops_cancels_what_is_waited_for(
 
 
 @pytest.fixture(scope="module")
-def raising(socket_folder: Path) -> Iterator[ServerProcess]:
+def raising(host: Callable[..., ServerProcess]) -> ServerProcess:
     """A server of the model that fails."""
-    path = socket_folder / "raising.sock"
-    with ServerProcess("tests.fault.models:Raising", path) as server:
-        yield server
+    return host("tests.fault.models:Raising")
+
+
+def start_well(client: RawClient) -> None:
+    """Negotiate, with nothing that fails and no account of earlier maps."""
+    client.negotiate()
+    have_fail(client, 0, 0)
+    client.done(raw.RESET)
 
 
 @pytest.fixture
 def failing(raising: ServerProcess) -> Iterator[RawClient]:
     """A client of it."""
     with RawClient(raising.path) as client:
-        client.negotiate()
-        have_fail(client, 0, 0)
-        client.done(raw.RESET)
+        start_well(client)
         client.enable_bus_master()
         yield client
 
@@ -261,9 +261,7 @@ def test_write_multi_says_how_many_were_done_before_one_failed(failing: RawClien
 
 def test_a_model_that_fails_when_its_client_leaves_gets_the_next(raising: ServerProcess) -> None:
     with RawClient(raising.path) as client, memfd(PAGE) as fd:
-        client.negotiate()
-        have_fail(client, 0, 0)
-        client.done(raw.RESET)
+        start_well(client)
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE), [fd])
         have_fail(client, ON_LEAVE | ON_UNMAP, 0)
     with RawClient(raising.path) as following:
@@ -346,9 +344,7 @@ def test_a_failing_unmap_is_told_and_the_memory_is_gone(
 
 def test_the_model_is_told_of_what_a_lost_client_leaves_behind(raising: ServerProcess) -> None:
     with RawClient(raising.path) as client, memfd(PAGE, VALUE) as fd:
-        client.negotiate()
-        have_fail(client, 0, 0)
-        client.done(raw.RESET)
+        start_well(client)
         client.enable_bus_master()
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE), [fd])
         client.done(raw.DMA_MAP, raw.dma_map(0, PAGE))

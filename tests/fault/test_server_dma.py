@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,17 +30,15 @@ LARGE = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def moving(socket_folder: Path) -> Iterator[ServerProcess]:
+def moving(host: Callable[..., ServerProcess]) -> ServerProcess:
     """A server of the model that moves the client's memory."""
-    with ServerProcess("tests.fault.models:Moving", socket_folder / "moving.sock") as server:
-        yield server
+    return host("tests.fault.models:Moving")
 
 
 @pytest.fixture(scope="module")
-def copying(socket_folder: Path) -> Iterator[ServerProcess]:
+def copying(host: Callable[..., ServerProcess]) -> ServerProcess:
     """A server of the model whose threads reach for the client's memory all the time."""
-    with ServerProcess("tests.fault.models:Copying", socket_folder / "copying.sock") as server:
-        yield server
+    return host("tests.fault.models:Copying")
 
 
 def capabilities(max_data: int, twin: bool) -> bytes:
@@ -247,15 +245,20 @@ def test_the_memory_of_a_client_that_leaves_is_unmapped(copying: ServerProcess) 
 UNMAP = raw.dma_unmap(IOVA, LARGE)
 
 
+def first_request(client: RawClient, peer: raw.Peer) -> raw.Message:
+    """Have the model move four messages' worth of bytes; returns the first DMA_READ."""
+    client.done(raw.DMA_MAP, raw.dma_map(IOVA, LARGE))
+    start_move(client, IOVA, IOVA, 4 * CHUNK)
+    messages = [client.receive(), peer.receive()]  # on one socket in either order
+    return next(message for message in messages if message.command == raw.DMA_READ)
+
+
 @pytest.mark.parametrize("twin", [False, True], ids=["main socket", "twin socket"])
 def test_an_unmap_waits_for_the_message_that_is_under_way(
     moving: ServerProcess, twin: bool
 ) -> None:
     with connected(moving, twin=twin) as (client, peer):
-        client.done(raw.DMA_MAP, raw.dma_map(IOVA, LARGE))
-        start_move(client, IOVA, IOVA, 4 * CHUNK)
-        messages = [client.receive()] if twin else [client.receive(), client.receive()]
-        request = peer.receive() if twin else next(m for m in messages if m.command == raw.DMA_READ)
+        request = first_request(client, peer)
         client.send(raw.frame(raw.DMA_UNMAP, UNMAP, number=9))
         assert client.quiet(0.2)
         peer.send(raw.answer(request, raw.dma_range(IOVA, CHUNK, bytes(CHUNK))))
@@ -269,10 +272,7 @@ def test_a_client_that_answers_nothing_while_it_waits_for_its_unmap_gets_on(
     moving: ServerProcess, twin: bool
 ) -> None:
     with connected(moving, twin=twin) as (client, peer):
-        client.done(raw.DMA_MAP, raw.dma_map(IOVA, LARGE))
-        start_move(client, IOVA, IOVA, 4 * CHUNK)
-        messages = [client.receive()] if twin else [client.receive(), client.receive()]
-        request = peer.receive() if twin else next(m for m in messages if m.command == raw.DMA_READ)
+        request = first_request(client, peer)
         client.sock.settimeout(4)  # less than the server waits for an answer to DMA_READ
         client.done(raw.DMA_UNMAP, UNMAP)
         peer.send(raw.answer(request, raw.dma_range(IOVA, CHUNK, bytes(CHUNK))))

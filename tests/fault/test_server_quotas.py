@@ -8,7 +8,6 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -47,10 +46,9 @@ OFFER = (
 
 
 @pytest.fixture(scope="module")
-def small(socket_folder: Path) -> Iterator[ServerProcess]:
+def small(host: Callable[..., ServerProcess]) -> ServerProcess:
     """A test device whose clients may take little."""
-    with ServerProcess("testdev", socket_folder / "small.sock", *OPTIONS) as server:
-        yield server
+    return host("testdev", *OPTIONS)
 
 
 @pytest.fixture
