@@ -146,7 +146,8 @@ class DeviceModel:
     :meth:`bar_read`, :meth:`bar_write` and :meth:`reset` may return a future of their result
     instead, which another thread completes.  The client's next request is carried out when it is
     done; the lock is not held meanwhile.  The future is cancelled when the client leaves or the
-    server stops.
+    server stops, so whoever completes it asks it first (``set_running_or_notify_cancel``), as
+    executors do.
 
     A callback that raises :class:`OSError` has its errno told to the client, any other exception
     EIO; the model goes on to be served.

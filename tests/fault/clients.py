@@ -109,6 +109,20 @@ def run_test_dma(client: RawClient, direction: int, address: int = IOVA, count: 
     return client.read32(BAR0, TEST_RUN)
 
 
+def have_test_device_ask(client: RawClient, count: int = PAGE) -> raw.Message:
+    """Have the test device read memory that it got no descriptor for; returns what it sends.
+
+    The register write that has it do so, with the id 7, is answered when it is done.
+    """
+    client.done(raw.DMA_MAP, raw.dma_map(IOVA, count))
+    prepare_test_dma(client, count=count)
+    run = raw.register_write(BAR0, TEST_RUN, TO_DEVICE.to_bytes(4, "little"))
+    client.send(raw.frame(raw.REGION_WRITE, run, number=7))
+    request = client.receive()
+    assert request.command == raw.DMA_READ
+    return request
+
+
 class ClientMemory:
     """Memory that a client gave no descriptor for, from ``start`` on: answers DMA for it.
 

@@ -38,8 +38,10 @@ from tests.fault.clients import (
     TO_CLIENT,
     TO_DEVICE,
     TWIN,
+    ClientMemory,
     eventfds,
     finish_edu_dma,
+    have_test_device_ask,
     held,
     in_step,
     memfd,
@@ -845,17 +847,12 @@ def test_registers_are_answered_while_a_dma_read_is_not(edu_client: RawClient) -
 
 def test_long_dma_comes_in_pieces_that_every_client_can_answer(tester: RawClient) -> None:
     size = 256 << 10
-    tester.done(raw.DMA_MAP, raw.dma_map(IOVA, size))
-    prepare_test_dma(tester, count=size)
-    run = raw.register_write(BAR0, TEST_RUN, TO_DEVICE.to_bytes(4, "little"))
-    tester.send(raw.frame(raw.REGION_WRITE, run, number=7))
-    asked = []
-    while (message := tester.receive()).command == raw.DMA_READ:
-        address, count = message.words("QQ")
-        asked.append((address, count))
-        tester.send(raw.answer(message, raw.dma_range(address, count, bytes(count))))
-    assert message.number == 7
-    assert asked == [(IOVA + at, 64 << 10) for at in range(0, size, 64 << 10)]
+    memory = ClientMemory(IOVA, pattern(size))
+    memory.answer(tester, have_test_device_ask(tester, size))
+    assert memory.answer_until_reply(tester).number == 7
+    pieces = [(raw.DMA_READ, IOVA + at, 64 << 10) for at in range(0, size, 64 << 10)]
+    assert memory.asked == pieces
+    assert tester.read(BAR2, 0, size) == pattern(size)
 
 
 def test_dma_comes_on_the_twin_socket_where_there_is_one(edu_server: ServerProcess) -> None:

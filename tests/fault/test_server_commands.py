@@ -21,14 +21,12 @@ from tests.fault.clients import (
     IOVA,
     PAGE,
     TEST_FIRE,
-    TEST_RUN,
     TEST_SCRATCH,
-    TO_DEVICE,
     TWIN,
     eventfds,
+    have_test_device_ask,
     in_step,
     memfd,
-    prepare_test_dma,
 )
 from tests.fault.raw import RawClient, fired
 from tests.support import ServerProcess, open_fds
@@ -343,12 +341,7 @@ def test_version_without_reply_is_enough_to_be_served(testdev_server: ServerProc
 def test_version_without_reply_makes_no_twin_socket(testdev_server: ServerProcess) -> None:
     with RawClient(testdev_server.path) as client:
         client.send(raw.frame(raw.VERSION, raw.version(text=TWIN), flags=raw.NO_REPLY))
-        client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
-        prepare_test_dma(client)
-        run = raw.register_write(BAR0, TEST_RUN, TO_DEVICE.to_bytes(4, "little"))
-        client.send(raw.frame(raw.REGION_WRITE, run))
-        request = client.receive()
-        assert request.command == raw.DMA_READ
+        request = have_test_device_ask(client)  # on the main socket
         client.send(raw.refusal(request, errno.EFAULT))
         assert client.receive().command == raw.REGION_WRITE
 

@@ -15,17 +15,14 @@ from pyvfio.server.quotas import Quotas
 from pyvfio.transport.channel import MAX_QUEUED_FDS
 from tests.fault import raw
 from tests.fault.clients import (
-    BAR0,
     BAR2,
     IOVA,
     PAGE,
-    TEST_RUN,
-    TO_DEVICE,
     eventfds,
+    have_test_device_ask,
     held,
     in_step,
     memfd,
-    prepare_test_dma,
     serves,
 )
 from tests.fault.raw import RawClient
@@ -165,22 +162,13 @@ def test_a_message_beyond_all_quotas_ends_the_connection(small: ServerProcess) -
 # The queue
 
 
-def have_model_ask(client: RawClient) -> None:
-    """Have the model wait for an answer to DMA_READ."""
-    client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
-    prepare_test_dma(client)
-    run = raw.register_write(BAR0, TEST_RUN, TO_DEVICE.to_bytes(4, "little"))
-    client.send(raw.frame(raw.REGION_WRITE, run))
-    assert client.receive().command == raw.DMA_READ
-
-
 def test_a_client_that_queues_too_much_while_it_is_asked_is_cut_off(
     small: ServerProcess,
 ) -> None:
     write = raw.frame(raw.REGION_WRITE, raw.register_write(BAR2, 0, bytes(MAX_DATA)))
     with RawClient(small.path) as client:
         client.negotiate()
-        have_model_ask(client)
+        have_test_device_ask(client)
         with suppress(ConnectionError):  # cut off before the end
             for _ in range(4 * MAX_QUEUED // MAX_DATA):
                 client.send(write)
@@ -192,7 +180,7 @@ def test_descriptors_queued_while_it_is_asked_cut_a_client_off(small: ServerProc
     before = held(small)
     with RawClient(small.path) as client, eventfds(1) as (fd,):
         client.negotiate()
-        have_model_ask(client)
+        have_test_device_ask(client)
         message = raw.frame(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
         with suppress(ConnectionError):
             for _ in range(4):

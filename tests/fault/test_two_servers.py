@@ -6,8 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,23 @@ class Hosted(NamedTuple):
         self.server.close()
 
 
+@contextmanager
+def two_hosted(
+    folder: Path, models: Sequence[DeviceModel], quotas: Quotas | None = None
+) -> Iterator[tuple[tuple[Hosted, RawClient], ...]]:
+    """Two servers, each with a client; the first with quotas of its own."""
+    with ExitStack() as stack:
+        found = []
+        for number, model in enumerate(models):
+            path = folder / f"server-{number}.sock"
+            hosted = Hosted.start(model, path, None if number else quotas)
+            stack.callback(hosted.stop)
+            client = stack.enter_context(RawClient(path))
+            client.negotiate()
+            found.append((hosted, client))
+        yield tuple(found)
+
+
 class Stuck(Small):
     """Keeps its lock, in a callback, until it is let go."""
 
@@ -75,18 +93,11 @@ class Stuck(Small):
 @pytest.fixture
 def clients(socket_folder: Path) -> Iterator[tuple[RawClient, RawClient]]:
     """A client each of two test devices; the first may have one map only."""
-    first = Hosted.start(TestDevice(), socket_folder / "first.sock", Quotas(max_maps=1))
-    second = Hosted.start(TestDevice(), socket_folder / "second.sock")
-    with (
-        RawClient(socket_folder / "first.sock") as one,
-        RawClient(socket_folder / "second.sock") as other,
-    ):
+    models = (TestDevice(), TestDevice())
+    with two_hosted(socket_folder, models, Quotas(max_maps=1)) as ((_, one), (_, other)):
         for client in (one, other):
-            client.negotiate()
             client.enable_bus_master()
         yield one, other
-    for hosted in (first, second):
-        hosted.stop()
 
 
 def test_registers_and_memory_are_each_models_own(clients: tuple[RawClient, RawClient]) -> None:
@@ -143,42 +154,21 @@ def test_a_client_that_is_cut_off_leaves_the_other_alone(
 
 def test_a_model_that_keeps_its_lock_stops_only_its_own_client(socket_folder: Path) -> None:
     model = Stuck()
-    stuck = Hosted.start(model, socket_folder / "stuck.sock")
-    other = Hosted.start(Small(), socket_folder / "other.sock")
-    try:
-        with (
-            RawClient(socket_folder / "stuck.sock") as waiting,
-            RawClient(socket_folder / "other.sock") as client,
-        ):
-            waiting.negotiate()
-            client.negotiate()
+    with two_hosted(socket_folder, (model, Small())) as ((_, waiting), (_, client)):
+        try:
             waiting.send(raw.frame(raw.REGION_READ, raw.region_range(BAR0, 0, 8)))
             assert model.stuck.wait(raw.SECONDS)
             client.write64(BAR0, 0, 42)
             assert client.read(BAR0, 0, 1) == b"\x2a"
             client.done(raw.RESET)
             assert waiting.quiet()
+        finally:
             model.go.set()
-            assert waiting.receive().payload[16:] == b"\7" + bytes(7)
-    finally:
-        model.go.set()
-        stuck.stop()
-        other.stop()
+        assert waiting.receive().payload[16:] == b"\7" + bytes(7)
 
 
 def test_a_server_that_stops_leaves_the_other_alone(socket_folder: Path) -> None:
-    first = Hosted.start(Small(), socket_folder / "first.sock")
-    second = Hosted.start(Small(), socket_folder / "second.sock")
-    try:
-        with (
-            RawClient(socket_folder / "first.sock") as one,
-            RawClient(socket_folder / "second.sock") as other,
-        ):
-            one.negotiate()
-            other.negotiate()
-            first.stop()
-            assert one.ended()
-            assert in_step(other)
-    finally:
+    with two_hosted(socket_folder, (Small(), Small())) as ((first, one), (_, other)):
         first.stop()
-        second.stop()
+        assert one.ended()
+        assert in_step(other)
