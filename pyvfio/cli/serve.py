@@ -10,6 +10,7 @@ import pwd
 import re
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pyvfio import models
@@ -17,6 +18,7 @@ from pyvfio.server.credentials import Allowed
 from pyvfio.server.quotas import Quotas
 from pyvfio.server.server import Server
 
+_NO_ID = (1 << 32) - 1
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _QUOTAS = {
@@ -107,17 +109,21 @@ def _size(text: str) -> int:
 
 
 def _user(text: str) -> int:
-    try:
-        return int(text) if text.isdecimal() else pwd.getpwnam(text).pw_uid
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no user {text}") from None
+    return _id(text, lambda: pwd.getpwnam(text).pw_uid)
 
 
 def _group(text: str) -> int:
+    return _id(text, lambda: grp.getgrnam(text).gr_gid)
+
+
+def _id(text: str, look_up: Callable[[], int]) -> int:
+    """The number of a user or group, given as it is or by name."""
+    if text.isdecimal() and int(text) < _NO_ID:
+        return int(text)
     try:
-        return int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
+        return look_up()
     except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no group {text}") from None
+        raise argparse.ArgumentTypeError(f"there is no {text!r}") from None
 
 
 def run(args: argparse.Namespace) -> int:

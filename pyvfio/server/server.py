@@ -91,21 +91,27 @@ class Server(Closing):
                 poller.poll(1000)
                 continue
             clients += 1
-            self._admit(sock, f"{self.path} client {clients}")
+            name = f"{self.path} client {clients}"
+            if self._is_admitted(sock, name):
+                self._serve(sock, name)
+            else:
+                sock.close()
 
-    def _admit(self, sock: socket.socket, name: str) -> None:
+    def _is_admitted(self, sock: socket.socket, name: str) -> bool:
         try:
-            credentials = Credentials.of(sock)
+            client = Credentials.of(sock)
         except OSError as error:
             log.warning("%s: refused: %s", name, error)
-            sock.close()
-            return
-        if self._allow is not None and not self._allow.admits(credentials):
-            log.warning("%s: refused: %s", name, credentials)
-            sock.close()
-            return
-        log.info("%s: connected: %s", name, credentials)
-        self._serve(sock, name)
+            return False
+        admitted = self._allow is None or self._allow.admits(client)
+        log.log(
+            logging.INFO if admitted else logging.WARNING,
+            "%s: %s: %s",
+            name,
+            "connected" if admitted else "refused",
+            client,
+        )
+        return admitted
 
     def _serve(self, sock: socket.socket, name: str) -> None:
         try:

@@ -82,9 +82,12 @@ def test_a_name_may_be_given_for_a_user(serve: Callable[..., ServerProcess]) -> 
     assert serves(serve("edu", "--allow-uid", pwd.getpwuid(UID).pw_name))
 
 
-@pytest.mark.parametrize("option", ["--allow-uid", "--allow-gid", "--group"])
-def test_a_name_that_does_not_exist_is_a_mistake_of_usage(tmp_path: Path, option: str) -> None:
-    arguments = ["serve", "edu", "--socket", str(tmp_path / "s"), option, "no such name"]
+@pytest.mark.parametrize("name", ["nosuchname", str((1 << 32) - 1), "-1"])
+@pytest.mark.parametrize("option", ["--allow-uid", "--group"])
+def test_a_name_that_does_not_exist_is_a_mistake_of_usage(
+    tmp_path: Path, option: str, name: str
+) -> None:
+    arguments = ["serve", "edu", "--socket", str(tmp_path / "s"), f"{option}={name}"]
     done = subprocess.run(
         [sys.executable, "-m", "pyvfio", *arguments],
         capture_output=True,
@@ -93,7 +96,7 @@ def test_a_name_that_does_not_exist_is_a_mistake_of_usage(tmp_path: Path, option
         check=False,
     )
     assert done.returncode == 2
-    assert "no such name" in done.stderr
+    assert f"there is no '{name}'" in done.stderr
 
 
 def test_the_socket_file_gets_mode_and_group(serve: Callable[..., ServerProcess]) -> None:
