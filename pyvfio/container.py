@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -228,24 +228,25 @@ class Container:
         if self._closed:
             return None
         failed = [op for op in batch.operations if op.error and not self._was_unmapped(op)]
-        if failed:
-            left = batch.left(failed)
-            self._maps.change_to(left, [op.mapping for op in failed if op.unanswered])
-            for buffer in list(self._buffers):
-                self._settle(buffer, left)
+        self._keep_what_is_mapped(batch, failed)
         for buffer in batch.retired():
             if not buffer.open:
                 buffer.release()
         errors = [self._failure(operation) for operation in failed]
         return self._batch_error(errors, len(batch.operations)) if errors else None
 
-    def _settle(self, buffer: DMABuffer, left: Mapping[int, MapEntry]) -> None:
-        """A buffer that is still mapped stays open; one whose map was refused is released."""
-        entry = left.get(buffer.iova)
-        if entry is not None and buffer.consists_of(entry.memory):
-            buffer.withdraw(False)
-        else:
-            buffer.release()
+    def _keep_what_is_mapped(self, batch: Batch, failed: Sequence[Operation]) -> None:
+        """Have table and buffers say what a batch has left of which some operations failed."""
+        if not failed:
+            return
+        left = batch.left(failed)
+        self._maps.change_to(left, [op.mapping for op in failed if op.unanswered])
+        for buffer in list(self._buffers):
+            entry = left.get(buffer.iova)
+            if entry is not None and buffer.consists_of(entry.memory):
+                buffer.withdraw(False)  # its unmap was refused, if it was closed
+            else:
+                buffer.release()
 
     def _batch_error(self, errors: Sequence[VFIOError], total: int) -> VFIOError:
         op = f"dma batch of {total} operations"
@@ -263,6 +264,35 @@ class Container:
             errno=first.errno,
         )
 
+    def move_to(self, io: ContainerIO) -> tuple[VFIOError, ...]:
+        """Map everything again through another vector; called when the device is reached again.
+
+        :returns: the error of each range that is not mapped any more.
+        :raises ConnectionLost: the device is gone again; the table stays, for the next try.
+        """
+        with self._change:
+            self._io = io
+            self._unanswered.clear()
+            self._maps.renew()
+            batch = Batch(())
+            io.begin()
+            for entry in self.mappings:
+                operation = Operation(entry, is_map=True)
+                try:
+                    io.dma_map(entry.iova, entry.size, entry.memory, entry.offset, entry.flags)
+                except OSError as error:
+                    batch.refused(operation, error)
+                else:
+                    batch.sent(operation)
+            batch.settle(io.commit())
+            failed = [operation for operation in batch.operations if operation.error]
+            errors = tuple(self._failure(operation) for operation in failed)
+            for found in errors:
+                if isinstance(found, ConnectionLost):
+                    raise found
+            self._keep_what_is_mapped(batch, failed)
+            return errors
+
     # What became of an operation
 
     def _accepted(self, operation: Operation) -> None:
@@ -276,7 +306,7 @@ class Container:
         """The backend raised: tell now, or at the end of the batch."""
         mapping, operation.error = operation.mapping, error
         if self._batch is not None and isinstance(error, OSError):
-            self._batch.operations.append(operation)
+            self._batch.refused(operation, error)
             return
         if operation.is_map:
             # A server that did not answer in time may map it yet: the address stays taken.

@@ -47,6 +47,7 @@ ROOMS = {
             "io_eventfd",
             "region",
             "container",
+            "reconnection",
             "base",
             "registry",
         ),
