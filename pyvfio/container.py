@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+from pyvfio.device_access import DeviceAccess
 from pyvfio.dma_batch import Batch, Operation
 from pyvfio.errors import (
     ConnectionLost,
@@ -21,7 +22,6 @@ from pyvfio.errors import (
 )
 from pyvfio.map_table import MapEntry, MapTable
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
-from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.vectors import ContainerIO, DMASource
@@ -45,6 +45,7 @@ class Container:
         self._uri = uri
         self._change = threading.RLock()
         self._maps = MapTable(io.iova_ranges)
+        self._access = DeviceAccess(self._maps, uri)
         self._batch: Batch | None = None
         self._buffers: set[DMABuffer] = set()
         self._unanswered: set[int] = set()
@@ -350,64 +351,12 @@ class Container:
     # What a server may ask of our memory
 
     def device_read(self, iova: int, size: int) -> bytearray:
-        """Bytes of mapped memory, as the device sees them.
-
-        :raises DMAError: EFAULT where not all of it is mapped or backed, EPERM where it may not be
-            read.
-        """
-        data = bytearray()
-        with self._maps.lock:  # held while copying: what is unmapped may be gone at once
-            for address, length in self._pieces(iova, size, DMAMapFlags.READ):
-                part = mmio.copy_out(address, length)
-                if part is None:
-                    raise self._unreachable(iova, size)
-                data += part
-        return data
+        """Bytes of mapped memory, as the device sees them; raises as :class:`DeviceAccess` does."""
+        return self._access.read(iova, size)
 
     def device_write(self, iova: int, data: Buffer) -> None:
-        """Write mapped memory for the device; raises as :meth:`device_read` does."""
-        rest = memoryview(data)
-        with self._maps.lock:
-            for address, length in self._pieces(iova, len(rest), DMAMapFlags.WRITE):
-                if not mmio.copy_in(address, rest[:length]):
-                    raise self._unreachable(iova, len(data))
-                rest = rest[length:]
-
-    def _pieces(self, iova: int, size: int, need: DMAMapFlags) -> list[tuple[int, int]]:
-        """(virtual address, bytes) of each piece of a range, which may span several maps."""
-        pieces: list[tuple[int, int]] = []
-        at, end = iova, iova + size
-        while at < end:
-            mapping = self._maps.holder(at)
-            if mapping is None:
-                raise self._unreachable(iova, size)
-            if not mapping.flags & need:
-                raise DMAError(
-                    f"mapped without permission to {need.name}",
-                    iova=iova,
-                    size=size,
-                    op=f"DMA at iova {iova:#x}",
-                    uri=self._uri,
-                    errno=errno.EPERM,
-                )
-            length = min(end, mapping.last + 1) - at
-            try:
-                address = mapping.memory.address
-            except DeviceClosed as error:  # its owner has let it go while it was mapped
-                raise self._unreachable(iova, size) from error
-            pieces.append((address + mapping.offset + at - mapping.iova, length))
-            at += length
-        return pieces
-
-    def _unreachable(self, iova: int, size: int) -> DMAError:
-        return DMAError(
-            f"{size} bytes that are not all mapped",
-            iova=iova,
-            size=size,
-            op=f"DMA at iova {iova:#x}",
-            uri=self._uri,
-            errno=errno.EFAULT,
-        )
+        """Write mapped memory for the device; raises as :class:`DeviceAccess` does."""
+        self._access.write(iova, data)
 
     def _exact(self, iova: int, size: int) -> MapEntry:
         mapping = self._maps.holder(iova)

@@ -42,6 +42,7 @@ ROOMS = {
             "memory",
             "iova",
             "map_table",
+            "device_access",
             "dma_batch",
             "irq",
             "io_eventfd",
