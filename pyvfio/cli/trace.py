@@ -25,8 +25,8 @@ FOLLOW_SECONDS = 0.1
 
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
 
-_EPILOG = """Columns: seconds since the first line, process, end, direction, twin socket, message
-id. A line that starts with ! tells of an error."""
+_EPILOG = """Columns: seconds since the first line, process, end, number of its connection,
+direction, twin socket, message id. A line that starts with ! tells of an error."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -51,6 +51,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("-e", "--errors", action="store_true", help="only what went wrong")
     parser.add_argument("--role", choices=("client", "server"), help="only what this end saw")
     parser.add_argument("--socket", choices=("main", "twin"), help="only this socket")
+    parser.add_argument(
+        "--channel", metavar="TEXT", help="only channels with TEXT in their name, such as a path"
+    )
     parser.add_argument("--pid", type=int, help="only what this process saw")
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on as the file grows, until Ctrl-C"
@@ -82,8 +85,12 @@ def _command(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Print the trace."""
     summary = Summary()
-    with _opened(args.file) as file, contextlib.suppress(KeyboardInterrupt):
-        _print_lines(args, _lines(file, args.follow), summary)
+    with _opened(args.file) as file:
+        try:
+            _print_lines(args, _lines(file, args.follow), summary)
+        except KeyboardInterrupt:
+            if not args.follow:
+                raise
     if args.output == "json":
         if args.summary:
             print(*map(json.dumps, summary.records()), sep="\n")
@@ -149,6 +156,7 @@ def _chosen(args: argparse.Namespace, line: Line) -> bool:
         and (line.bad or not args.errors)
         and args.role in (None, line["role"])
         and args.socket in (None, line["socket"])
+        and (args.channel is None or args.channel in line["channel"])
         and args.pid in (None, line["pid"])
     )
 

@@ -14,7 +14,10 @@ _WHOSE = ("time", "mono", "pid", "role", "channel", "connection", "socket")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "mono": (int, float),
     "pid": int,
+    "time": str,
     "role": str,
+    "channel": str,
+    "connection": int,
     "socket": str,
     "event": str,
     "direction": str,
@@ -31,7 +34,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "request": dict,
 }
 """The members that are used, and what they are; others are passed over."""
-_REQUIRED = {"mono", "pid", "role", "socket"}
+_REQUIRED = {"time", "mono", "pid", "role", "channel", "connection", "socket"}
 _REQUIRED_OF_MESSAGES = {"direction", "id", "command", "type", "size"}
 _LARGEST = 1e15
 _DEEPEST = 8
@@ -97,13 +100,16 @@ class Line:
     def row(self, since: float) -> str:
         """The line for people; the time is in seconds after ``since``."""
         arrow = {"sent": "->", "received": "<-"}.get(self.get("direction") or "", "--")
-        twin = "twin" if self["socket"] == "twin" else ""
+        twin = f"{'twin' if self['socket'] == 'twin' else '':<4}"
         what = self._event() if "event" in self.members else self._message()
-        whose = f"{self['pid']:>7} {printable(self['role']):<6} {arrow} {twin:<4}"
-        return f"{'!' if self.bad else ' '}{self['mono'] - since:12.6f} {whose} {what}".rstrip()
+        when = f"{'!' if self.bad else ' '}{self['mono'] - since:12.6f}"
+        whose = f"{self['pid']:>7} {printable(self['role']):<6} {self['connection']:>3}"
+        return f"{when} {whose} {arrow} {twin} {what}".rstrip()
 
     def _event(self) -> str:
         details = {k: v for k, v in self.members.items() if k not in (*_WHOSE, "event")}
+        if self["event"] == "connected":
+            details = {"channel": self["channel"], **details}
         return f"{'':>5} {printable(self['event'])}: {_pairs(details, '')}".removesuffix(": ")
 
     def _message(self) -> str:

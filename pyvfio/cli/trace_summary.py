@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pyvfio.cli.tables import table
 from pyvfio.cli.trace_line import Line, printable
 
+_SHOWN_PROCESSES = 8
 _PERCENTILES = (50, 90, 99, 100)
 _HEADS = ("end", "command", "count", "unanswered", "errors", "bytes")
 _TIMES = ("p50 us", "p90 us", "p99 us", "max us")
@@ -28,7 +29,8 @@ class _Row:
     times: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, line: Line) -> None:
-        self.bytes += line["size"]
+        unread = (line.get("undecoded") or {}).get("unread")
+        self.bytes += line["size"] - (unread if isinstance(unread, int) else 0)
         self.errors += line.bad
         if line["type"] == "reply":
             self.replies += 1
@@ -56,11 +58,14 @@ class Summary:
         self._rows: dict[tuple[str, str], _Row] = {}
         self._events: Counter[tuple[str, str]] = Counter()
         self._processes: dict[str, set[int]] = {}
+        self._first: Line | None = None
+        self._last: Line | None = None
         self.foreign = 0
         """Lines that are none of a trace, or were cut."""
 
     def add(self, line: Line) -> None:
         """Take a line in."""
+        self._first, self._last = self._first or line, line
         role = line["role"]
         self._processes.setdefault(role, set()).add(line["pid"])
         if "event" in line.members:
@@ -97,8 +102,14 @@ class Summary:
 
     def _notes(self) -> list[str]:
         notes = []
+        if self._first is not None and self._last is not None:
+            seconds = self._last["mono"] - self._first["mono"]
+            notes.append(f"{seconds:.6f} s, from {printable(self._first['time'])}")
         for role, pids in sorted(self._processes.items()):
-            notes.append(f"{printable(role)}: process {', '.join(map(str, sorted(pids)))}")
+            shown = ", ".join(map(str, sorted(pids)[:_SHOWN_PROCESSES]))
+            hidden = len(pids) - _SHOWN_PROCESSES
+            more = f" and {hidden} more" if hidden > 0 else ""
+            notes.append(f"{printable(role)}: pid {shown}{more}")
         if {"client", "server"} <= self._processes.keys():
             notes.append(
                 "Both ends are in this trace, so each message stands there twice. The client's us"

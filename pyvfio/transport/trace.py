@@ -25,8 +25,9 @@ end of the file.  The members of a line:
 A line with ``event`` is no message: ``connected``, ``agreed``, ``not sent``, ``time-out``,
 ``late reply``, ``protocol error``, ``lost`` and ``closed``.
 
-A message is noted before it is handed to the socket, and as soon as it has been received, before
-it is decoded.  The data of a device is in there, so the file is made for its owner only.
+A message is noted before it is handed to the socket, or to the queue of what the socket has not
+taken yet, in the order of the stream; and as soon as it has been received, before it is decoded.
+Data of the device are in there, so the file is made for its owner only.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ MAX_PENDING = 4096
 
 _CREDENTIALS = struct.Struct("=iII")
 """``struct ucred``: pid, uid, gid."""
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _TYPES = {int(HeaderFlags.COMMAND): "command", int(HeaderFlags.REPLY): "reply"}
 
 
@@ -87,7 +89,7 @@ class TraceFile:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Append a line.  Where that fails, the log is told and nothing is written any more."""
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        line = _encode(entry).encode() + b"\n"
         with self._lock:
             if self._fd < 0:
                 return

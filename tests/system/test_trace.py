@@ -167,7 +167,14 @@ def test_one_process_and_one_socket_can_be_chosen(demo: Path) -> None:
     done = pyvfio("trace", str(demo), "--pid", str(pid), "--socket", "twin")
     printed = done.stdout.split("\nMessages")[0].splitlines()
     assert printed
-    assert all(f" {pid} server -- twin " in line for line in printed)
+    assert all(line.split()[1:3] == [str(pid), "server"] for line in printed)
+    assert all(" -- twin " in line for line in printed)
+
+
+def test_channels_can_be_chosen_by_their_names(demo: Path) -> None:
+    done = pyvfio("trace", str(demo), "-o", "json", "--channel", "client 1")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == [line for line in lines(demo) if line["role"] == "server"]
 
 
 def test_the_summary_alone_can_be_given_to_scripts(demo: Path) -> None:
@@ -201,10 +208,10 @@ def test_lines_of_something_else_are_counted_and_left_out(demo: Path, tmp_path: 
     assert "3 lines are not of a trace" in done.stdout
 
 
-def test_errors_are_red_where_color_is_wanted(tmp_path: Path) -> None:
+def test_errors_are_red_where_color_is_wanted(demo: Path, tmp_path: Path) -> None:
     path = tmp_path / "trace"
-    whose = {"mono": 1, "pid": 2, "role": "client", "socket": "main"}
-    path.write_text(json.dumps({**whose, "event": "lost", "reason": "it died"}) + "\n")
+    lost = {**lines(demo)[0], "role": "client", "event": "lost", "reason": "it died"}
+    path.write_text(json.dumps(lost) + "\n")
     assert "\x1b" not in pyvfio("trace", str(path)).stdout
     colored = pyvfio("trace", "--color", "always", str(path)).stdout.splitlines()[0]
     assert colored.startswith("\x1b[31m!")

@@ -15,7 +15,15 @@ from pyvfio.cli.trace_line import Line
 from pyvfio.cli.trace_summary import Summary
 from tests.unit.wire_examples import MODERATE
 
-WHOSE = {"mono": 10.0, "pid": 4711, "role": "client", "channel": "x", "socket": "main"}
+WHOSE = {
+    "time": "2026-01-01T00:00:00.000000+00:00",
+    "mono": 10.0,
+    "pid": 4711,
+    "role": "client",
+    "channel": "vfio-user:/x.sock",
+    "connection": 2,
+    "socket": "main",
+}
 ASKED = {"direction": "sent", "id": 3, "command": "REGION_READ", "type": "command", "size": 32}
 ANSWERED = {**ASKED, "direction": "received", "type": "reply", "size": 36}
 
@@ -36,7 +44,7 @@ def row(**members: Any) -> str:
 def test_a_request_shows_process_end_direction_id_command_and_fields() -> None:
     found = row(**ASKED, fields={"offset": 16, "region": 7, "count": 4})
     assert found.split() == [
-        *("4711", "client", "->", "3", "REGION_READ"),
+        *("4711", "client", "2", "->", "3", "REGION_READ"),
         *("offset=0x10", "region=CONFIG", "count=4"),
     ]
 
@@ -44,7 +52,7 @@ def test_a_request_shows_process_end_direction_id_command_and_fields() -> None:
 def test_a_reply_shows_its_data_and_its_time() -> None:
     data = {"bytes": 4, "hex": "01020304"}
     found = row(**ANSWERED, fields={"data": data}, us=12.34)
-    assert found.split()[2:] == ["<-", "3", "REGION_READ", "reply", "data=01020304", "12.3", "us"]
+    assert found.split()[3:] == ["<-", "3", "REGION_READ", "reply", "data=01020304", "12.3", "us"]
 
 
 def test_data_that_were_shortened_show_their_length() -> None:
@@ -83,6 +91,14 @@ def test_an_index_is_that_of_an_interrupt_where_the_command_is_about_interrupts(
     assert "index=MSI" in row(**asked, fields={"index": 1})
     assert "index=BAR1" in row(**ASKED, fields={"index": 1})
     assert "index=77" in row(**ASKED, fields={"index": 77})
+
+
+def test_a_connection_is_introduced_with_its_name() -> None:
+    found = row(event="connected", peer={"pid": 7})
+    assert found.split()[2:] == [
+        *("2", "--", "connected:"),
+        *("channel=vfio-user:/x.sock", "peer={pid=7}"),
+    ]
 
 
 def test_an_event_shows_its_details() -> None:
@@ -216,11 +232,24 @@ def test_a_command_is_counted_with_its_replies_errors_and_bytes() -> None:
     }
 
 
+def test_bytes_that_were_never_read_are_not_counted() -> None:
+    refused = {"reason": "refused for its header", "bytes": 0, "hex": "", "unread": 1 << 30}
+    found, _ = summed(line(**{**ASKED, "size": 16 + (1 << 30)}, undecoded=refused))
+    assert found["bytes"] == 16
+
+
 def test_percentiles_are_times_that_were_seen() -> None:
     found, _ = summed(*(line(**ANSWERED, us=float(us)) for us in range(1, 1001)))
     assert [found[name] for name in ("p50 us", "p90 us", "p99 us", "max us")] == [
         *(500.0, 900.0, 990.0, 1000.0)
     ]
+
+
+def test_the_summary_says_when_and_how_long() -> None:
+    summary = Summary()
+    summary.add(line(**ASKED))
+    summary.add(line(**ANSWERED, mono=12.5))
+    assert "2.500000 s, from 2026-01-01T00:00:00" in summary.as_text()
 
 
 def test_each_end_has_rows_of_its_own() -> None:
