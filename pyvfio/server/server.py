@@ -25,6 +25,10 @@ CLIENTS_WAITING = 16
 """Clients that may wait in the socket's queue while another is served."""
 
 
+ACCEPT_AGAIN = 1000
+"""Milliseconds after which a client is tried again that could not be accepted."""
+
+
 class Server(Closing):
     """Hosts a device model on a socket.
 
@@ -76,6 +80,8 @@ class Server(Closing):
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
+        stopped = select.poll()
+        stopped.register(self._stop_fd, select.POLLIN)
         clients = 0
         while not self._stopping:
             poller.poll()
@@ -88,7 +94,7 @@ class Server(Closing):
             except OSError as error:
                 # Out of descriptors or memory: the client waits in the queue until there are some.
                 log.warning("%s: cannot accept a client: %s", self.path, error)
-                poller.poll(1000)
+                stopped.poll(ACCEPT_AGAIN)
                 continue
             clients += 1
             name = f"{self.path} client {clients}"

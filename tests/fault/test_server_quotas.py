@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -221,6 +222,22 @@ def test_descriptors_for_a_client_that_does_not_read_are_not_piled_up(
             os.close(fd)
         sending.join()
     assert not piled_up
+
+
+def test_a_server_without_descriptors_serves_the_next_client_when_it_has_some(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve("edu")
+    taken = open_fds(server.pid)
+    limit = next(fd for fd in range(1024) if fd not in taken)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, limit + 100))
+    with RawClient(server.path) as client:
+        client.send(raw.frame(raw.VERSION, raw.version()))
+        assert client.quiet(1.5)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit + 100, limit + 100))
+        assert client.receive().command == raw.VERSION
+    _, said = server.stop()
+    assert 1 <= said.count("cannot accept a client") <= 5  # once a second, not all the time
 
 
 # The dataclass
