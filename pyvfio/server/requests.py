@@ -6,12 +6,11 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from typing import Any, NamedTuple
 
-from pyvfio.errors import VFIOError
 from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.dma_maps import DMAMaps
+from pyvfio.server.failures import note
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.io_eventfds import IOEventFDs
 from pyvfio.server.model import ModelIOEventFD
@@ -22,7 +21,7 @@ from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.pci import BARType
 from pyvfio.vectors import RegionInfo
 from pyvfio.wire import messages
-from pyvfio.wire.connection import MAX_ERRNO, RequestInvalid
+from pyvfio.wire.connection import RequestInvalid
 from pyvfio.wire.header import Command
 from pyvfio.wire.messages import Message
 
@@ -34,14 +33,6 @@ class Answer(NamedTuple):
 
     message: Message
     fds: tuple[int, ...] = ()
-
-
-def errno_of(error: Exception) -> int:
-    """What a client is told of a failure: its errno where it has one, EIO otherwise."""
-    if isinstance(error, CancelledError):
-        return errno.ECANCELED
-    number = getattr(error, "errno", None) if isinstance(error, OSError | VFIOError) else None
-    return number if isinstance(number, int) and 0 < number <= MAX_ERRNO else errno.EIO
 
 
 class Requests:
@@ -74,7 +65,7 @@ class Requests:
     def carry_out(self, request: PeerRequest, fds: list[int]) -> Answer:
         """Do what a request asks; descriptors that are kept are removed from ``fds``.
 
-        :raises Exception: it is refused, or the model failed; :func:`errno_of` says how.
+        :raises Exception: it is refused, or the model failed.
         """
         if isinstance(request, RequestInvalid):
             raise OSError(request.errno, request.reason)
@@ -165,7 +156,7 @@ class Requests:
                 if not done:
                     raise
                 # The reply says how many were done, as a short write does.
-                log.info("%s: write %d of %d: %s", self._name, done, len(message.writes), error)
+                note(log, self._name, error)
                 break
             done += 1
         return Answer(messages.RegionWriteMultiDone(done))

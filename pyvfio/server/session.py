@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOError, VFIOTimeout
 from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.dma_maps import DMAMaps
+from pyvfio.server.failures import errno_of, note
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.guest_memory import GuestMemory
 from pyvfio.server.inbox import Inbox
 from pyvfio.server.negotiation import answer_to
 from pyvfio.server.quotas import Quotas
-from pyvfio.server.requests import Requests, errno_of
+from pyvfio.server.requests import Requests
 from pyvfio.transport.channel import Channel, PeerRequest
 from pyvfio.transport.sockets import close_fds
 from pyvfio.wire import messages, version
@@ -201,12 +202,8 @@ class Session:
         fds = list(request.fds)
         try:
             answer = requests.carry_out(request, fds)
-        except OSError as error:
-            log.info("%s: %s", self._channel.name, error)
-            self._channel.refuse(request, errno_of(error))
         except Exception as error:
-            # A model may fail in any way; its client is told, the server and the model live on.
-            log.exception("%s: the model failed", self._channel.name)
+            note(log, self._channel.name, error)
             self._channel.refuse(request, errno_of(error))
         else:
             if isinstance(request, RequestReceived):
