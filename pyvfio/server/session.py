@@ -21,7 +21,7 @@ from pyvfio.server.guest_memory import GuestMemory
 from pyvfio.server.inbox import Inbox
 from pyvfio.server.negotiation import answer_to
 from pyvfio.server.quotas import Quotas
-from pyvfio.server.requests import Requests
+from pyvfio.server.requests import Answer, Requests
 from pyvfio.transport.channel import Channel, PeerRequest
 from pyvfio.transport.sockets import close_fds
 from pyvfio.wire import messages, version
@@ -199,15 +199,20 @@ class Session:
             self._handle(requests, request)
 
     def _handle(self, requests: Requests, request: PeerRequest) -> None:
+        answer = self._outcome(requests, request)
+        if isinstance(answer, int):
+            self._channel.refuse(request, answer)
+        elif isinstance(request, RequestReceived):
+            self._channel.reply(request, answer.message, answer.fds)
+
+    def _outcome(self, requests: Requests, request: PeerRequest) -> Answer | int:
+        """The answer to a request, or an errno; nothing of the request is left when it is sent."""
         fds = list(request.fds)
         try:
-            answer = requests.carry_out(request, fds)
+            return requests.carry_out(request, fds)
         except Exception as error:
             note(log, self._channel.name, error)
-            self._channel.refuse(request, errno_of(error))
-        else:
-            if isinstance(request, RequestReceived):
-                self._channel.reply(request, answer.message, answer.fds)
+            return errno_of(error)
         finally:
             close_fds(fds)
 
