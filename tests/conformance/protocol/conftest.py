@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.protocol.device import Device
 from tests.conformance.protocol.faults import known_fault
-from tests.conformance.protocol.peers import PEERS, Host, running
+from tests.conformance.protocol.peers import OWN, PEERS, Host, running
 from tests.fault import raw
 from tests.fault.raw import RawClient
 
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Hosts:
-    """The servers that stay for the next client, started when they are first asked for."""
+    """The servers that take a while to start: one for all tests, started when first asked for."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,12 +54,11 @@ class Hosts:
         self._stack = ExitStack()
 
     def get(self, name: str) -> Host:
-        """A server that runs; another where the last one has ended."""
-        host = self._running.get(name)
-        if host is None or host.process.poll() is not None:
+        """The one server of a name."""
+        if name not in self._running:
             host = self._stack.enter_context(running(PEERS[name], self.folder))
             self._running[name] = host
-        return host
+        return self._running[name]
 
     def close(self) -> None:
         self._stack.close()
@@ -74,7 +73,7 @@ def hosts(socket_folder: Path) -> Iterator[Hosts]:
 @pytest.fixture
 def peer(request: pytest.FixtureRequest, hosts: Hosts) -> Iterator[Host]:
     """The server under test; nobody is connected to it."""
-    if "stays" in PEERS[request.param].traits:
+    if PEERS[request.param] in OWN:
         yield hosts.get(request.param)
         return
     with running(PEERS[request.param], hosts.folder) as host:

@@ -39,6 +39,7 @@ class Peer:
         ``maskable``     an interrupt index that can be masked
         ``vectors``      an interrupt index of three vectors or more
         ``migration``    DEVICE_FEATURE_MIGRATION is answered
+        ``immobile``     it is not
         ``multi``        REGION_WRITE_MULTI is negotiated
         ``stays``        serves the next client when one has left
         ``registers``    registers of the test device, which start DMA and fire interrupts
@@ -52,7 +53,7 @@ class Peer:
 
 def _own(model: str, *traits: str) -> Peer:
     command = (sys.executable, "-m", "pyvfio", "serve", model, "--socket")
-    return Peer(model, command, frozenset(("maskable", "multi", "stays", *traits)))
+    return Peer(model, command, frozenset(("immobile", "maskable", "multi", "stays", *traits)))
 
 
 def _sample(name: str, *traits: str) -> Peer:

@@ -8,7 +8,15 @@ from itertools import product
 
 import pytest
 
-from tests.conformance.protocol.device import MASKABLE, Device, IRQFacts, eventfds, in_step
+from tests.conformance.devices import REGISTERS, Dev
+from tests.conformance.protocol.device import (
+    AUTOMASKED,
+    MASKABLE,
+    Device,
+    IRQFacts,
+    eventfds,
+    in_step,
+)
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
 from tests.fault.raw import fired
@@ -235,3 +243,66 @@ def test_set_irqs_without_reply_is_done_when_the_next_command_is_answered(
             device.client.send(raw.frame(raw.SET_IRQS, request, flags=raw.NO_REPLY), fds)
             device.trigger(irq)
             assert counts(fds) == [1]
+
+
+# A pin: INTx of the test device
+
+
+def set_pin(device: Device, level: int) -> None:
+    """Have the test device assert or lower its interrupt pin."""
+    device.client.write32(REGISTERS, Dev.PIN, level)
+
+
+def act(device: Device, action: int) -> None:
+    """Mask or unmask INTx."""
+    device.client.done(raw.SET_IRQS, raw.irq_set(raw.NONE | action, raw.INTX, 0, 1))
+
+
+@spec("VFIO_USER_DEVICE_GET_IRQ_INFO / Reply", "Interrupts")
+@needs("registers")
+def test_what_masks_itself_fires_once_until_it_is_unmasked(device: Device) -> None:
+    assert device.irq(raw.INTX).flags & AUTOMASKED
+    with eventfds() as fds:
+        device.enable(device.irq(raw.INTX), fds)
+        set_pin(device, 1)
+        assert counts(fds) == [1]
+        set_pin(device, 0)
+        set_pin(device, 1)
+        assert counts(fds) == [0]
+        act(device, raw.UNMASK)
+        assert counts(fds) == [1]
+
+
+@spec("VFIO_USER_DEVICE_SET_IRQS / Request")
+@needs("registers")
+def test_an_interrupt_that_is_masked_does_not_fire_until_it_is_unmasked(device: Device) -> None:
+    with eventfds() as fds:
+        device.enable(device.irq(raw.INTX), fds)
+        act(device, raw.MASK)
+        set_pin(device, 1)
+        assert counts(fds) == [0]
+        act(device, raw.UNMASK)
+        assert counts(fds) == [1]
+
+
+@spec("VFIO_USER_DEVICE_SET_IRQS / Request")
+@needs("registers")
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_an_interrupt_is_masked_where_its_boolean_is_true(device: Device, wanted: int) -> None:
+    with eventfds() as fds:
+        device.enable(device.irq(raw.INTX), fds)
+        flags = raw.BOOL | raw.MASK
+        request = raw.irq_set(flags, raw.INTX, 0, 1, data=bytes([wanted]))
+        device.client.done(raw.SET_IRQS, request)
+        set_pin(device, 1)
+        assert counts(fds) == [1 - wanted]
+
+
+@spec("VFIO_USER_DEVICE_SET_IRQS / Request", "Interrupts")
+@needs("registers")
+def test_a_device_signals_the_eventfd_of_the_vector_that_it_fires(device: Device) -> None:
+    device.client.enable_bus_master()
+    with eventfds(3) as fds:
+        device.enable(device.irq(raw.MSIX), fds)
+        device.client.write32(REGISTERS, Dev.FIRE, 2)
+        assert counts(fds) == [0, 0, 1]
