@@ -30,7 +30,7 @@ from pyvfio.errors import (
     operation_error,
 )
 from pyvfio.irq import IRQSet
-from pyvfio.region import Region
+from pyvfio.region import Posting, Region
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
 from pyvfio.vectors import (
     MAX_IRQS,
@@ -76,12 +76,14 @@ class VFIOBase(Closing, ABC):
     def container_io(self) -> ContainerIO:
         """The operations vector of its IO address space."""
 
-    def _attach(self, container: Container) -> None:
+    def _attach(self, container: Container, *, posted_writes: bool = False) -> None:
         """Ask the device what it is; last step of opening.
 
         :param container: the IO address space that the device is in; the subclass closes it.
+        :param posted_writes: whether memory BARs post their writes where nobody says otherwise.
         """
         self._dma = container
+        self._posting = Posting(self.device_io, posted_writes)
         self._info = self._ask("get device info", OperationError, self.device_io.get_info)
         if self._info.num_regions > MAX_REGIONS or self._info.num_irqs > MAX_IRQS:
             raise RemoteProtocolError(
@@ -109,7 +111,7 @@ class VFIOBase(Closing, ABC):
             found = self._regions.get(index)
             if found is None:
                 info = self._region_info(index)
-                found = (kind or Region)(self.device_io, info, self.uri)
+                found = (kind or Region)(self.device_io, info, self.uri, self._posting)
                 self._regions[index] = found
             return found
 
@@ -139,6 +141,15 @@ class VFIOBase(Closing, ABC):
     def dma(self) -> Container:
         """The device's IO address space."""
         return self._dma
+
+    def flush(self) -> None:
+        """Return when every posted write has been carried out by the device.
+
+        :raises ConnectionLost: the device is gone; what became of them is not known.
+        :raises VFIOTimeout: it does not answer.
+        """
+        self.check_open("flush")
+        self._ask("flush", OperationError, self.device_io.flush)
 
     # Interrupts
 

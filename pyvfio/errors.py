@@ -16,6 +16,7 @@
     +- OperationError(OSError)             errno is kept
     |  +- RegionError, IRQError, ResetError
     |  +- DMAError                         iova, size
+    |  |  +- DMABatchError                 failures: each map or unmap that was refused
     |  +- BindError                        a device of the host did not change its driver
     |  +- RemoteError                      the server replied with an error number
     +- ProtocolError
@@ -177,6 +178,30 @@ class DMAError(OperationError):
         super().__init__(reason, op=op, uri=uri, errno=errno, hint=hint)
         self.iova = iova
         self.size = size
+
+
+class DMABatchError(DMAError):
+    """Some maps or unmaps of a batch were refused; the others are done.
+
+    ``iova``, ``size`` and ``errno`` are those of the first.
+
+    :param failures: the error of each, in the order in which they were asked for.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        failures: Sequence[VFIOError] = (),
+        iova: int | None = None,
+        size: int | None = None,
+        op: str = "",
+        uri: str = "",
+        errno: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(reason, iova=iova, size=size, op=op, uri=uri, errno=errno, hint=hint)
+        self.failures = tuple(failures)
 
 
 class BindError(OperationError):

@@ -236,8 +236,8 @@ def _warn_in_use(memory: object, in_use: bool) -> None:
 class BufferOwner(Protocol):
     """What a buffer needs of the container that made it."""
 
-    def unmap(self, iova: int, size: int) -> None:
-        """Take the buffer away from the device."""
+    def retire(self, buffer: DMABuffer) -> None:
+        """Take the buffer away from the device, and release it."""
 
     def forget(self, buffer: DMABuffer) -> None:
         """A buffer was released."""
@@ -278,8 +278,11 @@ class DMABuffer(Closing):
         if not self._open:
             return
         self._memory.check_unused()
-        self._container.unmap(self.iova, self.size)
-        self.release()
+        self._container.retire(self)
+
+    def withdraw(self, withdrawn: bool = True) -> None:
+        """Closed, but not released as long as its unmap may fail; called by the container."""
+        self._open = not withdrawn
 
     def release(self) -> None:
         """Let go of memory that is not mapped any more; called by the container."""
@@ -290,6 +293,15 @@ class DMABuffer(Closing):
     def check_unused(self) -> None:
         """Raise :class:`BufferInUse` where a numpy view of the buffer is alive."""
         self._memory.check_unused()
+
+    def consists_of(self, memory: object) -> bool:
+        """Whether ``memory`` is what was mapped for the buffer."""
+        return memory is self._memory
+
+    @property
+    def open(self) -> bool:
+        """Whether :meth:`close` has not been called."""
+        return self._open
 
     @property
     def in_use(self) -> bool:
@@ -304,8 +316,7 @@ class DMABuffer(Closing):
         """As :meth:`close`; where a view is alive, the memory lives until it is deleted."""
         if self._open:
             in_use = self.in_use
-            self._container.unmap(self.iova, self.size)
-            self.release()
+            self._container.retire(self)
             _warn_in_use(self, in_use)
 
     def __repr__(self) -> str:

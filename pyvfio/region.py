@@ -11,8 +11,17 @@ import errno
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any, cast
 
-from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError, operation_error
+import numpy.typing as npt
+
+from pyvfio.errors import (
+    DeviceClosed,
+    RegionError,
+    UnsupportedError,
+    operation_error,
+)
+from pyvfio.io_eventfd import IOEventFD
 from pyvfio.memory import PAGE_SIZE, ByteArray, View
 from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
@@ -37,24 +46,49 @@ class _MappedArea:
         return self.start <= offset and offset + size <= self.end
 
 
+class Posting:
+    """Whether the regions of one device post their writes: until one of them is mapped.
+
+    A store to mapped memory does not wait for messages that are under way, so it would overtake
+    them (QEMU's vfio-user client: no posting with a region that can be mapped).
+
+    :param device_io: the vector that posts.
+    :param default: whether memory BARs post where nobody says otherwise.
+    """
+
+    def __init__(self, device_io: DeviceIO, default: bool = False) -> None:
+        self.default = default
+        self.over = False
+        self._device_io = device_io
+
+    def end(self) -> None:
+        """A region is mapped: wait for what was posted, and post no more."""
+        if not self.over:
+            self.over = True
+            self._device_io.flush()
+
+
 class Region:
     """A region of a device; PCI BARs, ROM and configuration space are regions.
 
     :param device_io: the vector that reaches it.
     :param info: what the device says of it.
     :param uri: the device, for errors.
+    :param posting: whether the device's regions post their writes; shared by all of them.
     """
 
-    def __init__(self, device_io: DeviceIO, info: RegionInfo, uri: str) -> None:
+    def __init__(
+        self, device_io: DeviceIO, info: RegionInfo, uri: str, posting: Posting | None = None
+    ) -> None:
         self.info = info
-        self.posted = False
-        """Ask for writes that are not mapped to be posted: order is kept, errors are never seen.
-        Configuration space and I/O ports do not obey."""
+        self._posting = posting or Posting(device_io)
+        self._posted: bool | None = None
         self._device_io = device_io
         self._uri = uri
         self._readable = bool(info.flags & RegionFlags.READ)
         self._writable = bool(info.flags & RegionFlags.WRITE)
         self._areas: list[_MappedArea] | None = None
+        self._io_eventfds: tuple[IOEventFD, ...] | None = None
         self._closed = False
 
     @property
@@ -64,8 +98,24 @@ class Region:
 
     @property
     def postable(self) -> bool:
-        """Whether writes may be posted at all."""
-        return True
+        """Whether writes may be posted at all; only those to a memory BAR may."""
+        return False
+
+    @property
+    def posted(self) -> bool:
+        """Whether writes that are not mapped are posted: sent without waiting for an answer.
+
+        Their order is kept, also with all that follows; an error of the device is never seen.
+        ``VFIOBase.flush`` waits until they are done.  Set it to choose for this region; nothing is
+        posted to configuration space or I/O ports, nor once a region of the device is mapped, nor
+        by the kernel's backend.
+        """
+        wanted = self._posting.default if self._posted is None else self._posted
+        return wanted and self.postable and not self._posting.over
+
+    @posted.setter
+    def posted(self, wanted: bool) -> None:
+        self._posted = wanted
 
     @property
     def size(self) -> int:
@@ -166,6 +216,27 @@ class Region:
             raise self._short("read", offset, size, len(data))
         return bytes(data)
 
+    def read_into(self, offset: int, buffer: Buffer | npt.NDArray[Any]) -> None:
+        """Fill ``buffer``, which is contiguous and can be written, from ``offset`` on.
+
+        The widths of the accesses are the transport's choice; what ``buffer`` holds after an error
+        is not defined.
+        """
+        target = memoryview(cast(Buffer, buffer)).cast("B")
+        if target.readonly:
+            raise ValueError("the buffer cannot be written")
+        self._check_range("read", offset, len(target))
+        if not len(target):
+            return
+        area = self._area(offset, len(target))
+        if area is None:
+            self._read_trapped_into(offset, target)
+            return
+        if not self._readable:
+            raise self._denied("read", offset)
+        if not mmio.copy_into(target, area.address + offset - area.start):
+            raise self._fault("read", offset)
+
     def write_bytes(self, offset: int, data: Buffer) -> None:
         """Write the bytes of ``data``; the widths of the accesses are the transport's choice."""
         data = memoryview(data).cast("B")
@@ -202,6 +273,22 @@ class Region:
             hint="use read_bytes() and write_bytes()",
         )
 
+    @property
+    def io_eventfds(self) -> tuple[IOEventFD, ...]:
+        """The registers that can be kicked through an eventfd, asked once; none on a kernel device.
+
+        :raises RemoteProtocolError: the server's list makes no sense.
+        """
+        if self._io_eventfds is None:
+            self._check_open("list io eventfds")
+            op = f"list io eventfds of {self.name}"
+            try:
+                infos = self._device_io.get_io_eventfds(self.info.index)
+            except OSError as error:
+                raise operation_error(error, RegionError, op=op, uri=self._uri) from error
+            self._io_eventfds = tuple(IOEventFD(info, self._check_open) for info in infos)
+        return self._io_eventfds
+
     # Ways
 
     def _area(self, offset: int, size: int) -> _MappedArea | None:
@@ -214,7 +301,10 @@ class Region:
         """The areas, mapped at first use; what cannot be mapped is read and written instead."""
         if self._areas is None:
             self._check_open("map")
-            self._areas = list(self._map_areas())
+            areas = list(self._map_areas())
+            if areas:
+                self._posting.end()
+            self._areas = areas
         return self._areas
 
     def _map_areas(self) -> Iterator[_MappedArea]:
@@ -247,11 +337,19 @@ class Region:
                 error, RegionError, op=self._op("read", offset), uri=self._uri
             ) from error
 
+    def _read_trapped_into(self, offset: int, target: memoryview) -> None:
+        try:
+            count = self._device_io.region_read_into(self.info.index, offset, target)
+        except OSError as error:
+            raise operation_error(
+                error, RegionError, op=self._op("read", offset), uri=self._uri
+            ) from error
+        if count != len(target):
+            raise self._short("read", offset, len(target), count)
+
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         try:
-            count = self._device_io.region_write(
-                self.info.index, offset, data, posted=self.posted and self.postable
-            )
+            count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
         except OSError as error:
             raise operation_error(
                 error, RegionError, op=self._op("write", offset), uri=self._uri

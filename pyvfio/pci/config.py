@@ -19,10 +19,6 @@ class ConfigSpace(Region):
     def name(self) -> str:
         return "config"
 
-    @property
-    def postable(self) -> bool:
-        return False
-
     def get(self, register: Register, base: int = 0) -> int:
         """Read a register, of the header or of the capability at ``base``."""
         return self.read(base + register.offset, register.width)

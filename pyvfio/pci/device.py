@@ -119,6 +119,14 @@ class PCIDevice(Closing):
         """
         self.base.hot_reset()
 
+    def flush(self) -> None:
+        """Return when every posted write has been carried out; see :attr:`Region.posted`.
+
+        :raises ConnectionLost: the device is gone; what became of them is not known.
+        :raises VFIOTimeout: it does not answer.
+        """
+        self.base.flush()
+
     def watch_release(self) -> IRQSet:
         """One interrupt that fires when the host asks for the device back (an unbind, a removal).
 

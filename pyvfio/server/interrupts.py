@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 
+from pyvfio import eventfd
 from pyvfio.server.config_space import ModelConfigSpace
 from pyvfio.server.model import DeviceModel
 from pyvfio.server.msix import MSIXState
@@ -25,8 +25,6 @@ from pyvfio.uapi.vfio import (
     IRQSetFlags,
 )
 from pyvfio.wire.messages import SetIRQs
-
-_EVENTFD_LINK = "anon_inode:[eventfd]"
 
 
 class Interrupts:
@@ -107,7 +105,7 @@ class Interrupts:
             raise OSError(errno.ENOTSUP, "eventfds that mask or unmask")
         if fds and len(fds) != len(vectors):
             raise _invalid(f"{len(fds)} descriptors for {len(vectors)} vectors")
-        if any(not _is_eventfd(fd) for fd in fds):
+        if any(not eventfd.is_eventfd(fd) for fd in fds):
             raise _invalid("a descriptor that is no eventfd")
         table = self._fds[irq]
         for vector, fd in zip(vectors, fds or [-1] * len(vectors), strict=True):
@@ -182,9 +180,8 @@ class Interrupts:
 
     def _signal(self, irq: PCIIRQ, vector: int) -> None:
         fd = self._fds[irq][vector]
-        # The client may have filled a blocking eventfd; a counter at its end tells it enough.
-        if fd >= 0 and _writable(fd):
-            os.eventfd_write(fd, 1)
+        if fd >= 0:
+            eventfd.signal(fd)
 
     # Enable bits and the end of a client
 
@@ -248,13 +245,3 @@ def _one_bit(flags: int) -> bool:
 
 def _invalid(reason: str) -> OSError:
     return OSError(errno.EINVAL, reason)
-
-
-def _is_eventfd(fd: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{fd}") == _EVENTFD_LINK
-
-
-def _writable(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    return bool(poller.poll(0))

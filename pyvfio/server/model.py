@@ -77,6 +77,35 @@ class ModelCapability:
     version: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class ModelIOEventFD:
+    """A register write that may come as the kick of an eventfd (KVM's ioeventfd) as well.
+
+    Clients learn of it by DEVICE_GET_REGION_IO_FDS.  Each kick arrives as a call of ``bar_write``,
+    from a thread of the server's; kicks and writes of one client are not ordered.
+
+    :ivar bar: a BAR that has callbacks: not backed.
+    :ivar offset: bytes from its start, a multiple of the width.
+    :ivar size: width of the write, 1, 2, 4 or 8; 0 stands for any, and arrives as 4 bytes.
+    :ivar datamatch: the value that is written; None for any, and 0 arrives.
+    """
+
+    bar: int
+    offset: int
+    size: int = 0
+    datamatch: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Bytes that ``bar_write`` is called with."""
+        return self.size or 4
+
+    @property
+    def data(self) -> bytes:
+        """The write that a kick stands for, little-endian."""
+        return (self.datamatch or 0).to_bytes(self.width, "little")
+
+
 class ModelServices(Protocol):
     """What the server does for a model; any thread may ask."""
 
@@ -114,6 +143,7 @@ class DeviceModel:
 
     :cvar identity: vendor, device, class ...
     :cvar bars: the BARs by number.
+    :cvar io_eventfds: registers that can be kicked through an eventfd.
     :cvar interrupt_pin: 1 to 4 for INTA to INTD, 0 for none.
     :cvar msi: MSI, if the device has it.
     :cvar msix: MSI-X, if the device has it.
@@ -125,6 +155,7 @@ class DeviceModel:
 
     identity: ClassVar[Identity]
     bars: ClassVar[Mapping[int, ModelBAR]] = {}
+    io_eventfds: ClassVar[Sequence[ModelIOEventFD]] = ()
     interrupt_pin: ClassVar[int] = 0
     msi: ClassVar[ModelMSI | None] = None
     msix: ClassVar[ModelMSIX | None] = None

@@ -20,9 +20,12 @@ from typing import Any, NamedTuple
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOError, VFIOTimeout
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.guest_memory import GuestMemory
+from pyvfio.server.io_eventfds import IOEventFDs
+from pyvfio.server.model import ModelIOEventFD
 from pyvfio.transport.channel import Channel, PeerRequest
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import chain, vfio
+from pyvfio.uapi.pci import BARType
 from pyvfio.wire import messages, version
 from pyvfio.wire.commands import Role
 from pyvfio.wire.connection import RequestInvalid, RequestReceived
@@ -113,6 +116,7 @@ class Session:
         self._asking = 0
         self._limits = Limits()
         self._guest: GuestMemory
+        self._io_eventfds = IOEventFDs(function.model.io_eventfds, function.write, name)
         self._channel = self._make_channel(sock, name, self._queue_request, self._on_lost)
 
     def _make_channel(
@@ -141,6 +145,7 @@ class Session:
                 try:
                     self._serve()
                 finally:
+                    self._io_eventfds.close()
                     self._function.detach_client()
         except (ConnectionLost, DeviceClosed) as error:
             log.info("%s", error)
@@ -312,6 +317,16 @@ class Session:
         )
         return _Answer(reply, (info.fd,) if info.fd is not None and fits else ())
 
+    def _get_region_io_fds(self, message: messages.GetRegionIOFDs, fds: list[int]) -> _Answer:
+        info = self._function.region_info(message.index)
+        # Fewer where the client takes fewer descriptors: what is not listed is written by messages.
+        found = self._io_eventfds.of(info.index)[: self._limits.max_msg_fds]
+        bar = self._function.model.bars.get(info.index)
+        ports = bar is not None and bar.type is BARType.IO
+        sub_regions = [_sub_region(entry, number, ports) for number, (entry, _) in enumerate(found)]
+        reply = messages.RegionIOFDs.of(info.index, sub_regions, message.argsz)
+        return _Answer(reply, tuple(fd for _, fd in found) if reply.sub_regions else ())
+
     def _get_irq_info(self, message: messages.GetIRQInfo, fds: list[int]) -> _Answer:
         flags, count = self._function.irq_info(message.index)
         return _Answer(messages.IRQInfo(flags, message.index, count))
@@ -360,6 +375,22 @@ class Session:
                 self._asking -= 1
 
 
+def _sub_region(entry: ModelIOEventFD, fd_index: int, ports: bool) -> messages.IOSubRegion:
+    flags = messages.IOEventFDFlags(0)
+    if entry.datamatch is not None:
+        flags |= messages.IOEventFDFlags.DATAMATCH
+    if ports:
+        flags |= messages.IOEventFDFlags.PIO
+    return messages.IOSubRegion(
+        entry.offset,
+        entry.size,
+        fd_index,
+        messages.IOFDType.IOEVENTFD,
+        flags,
+        entry.datamatch or 0,
+    )
+
+
 def _agreed(offered: Capabilities | None, twin: bool) -> Capabilities | None:
     """Our capabilities, as far as the client offered the same keys."""
     if offered is None:
@@ -385,6 +416,7 @@ _HANDLERS: dict[Command, Callable[[Session, Any, list[int]], _Answer]] = {
     Command.DMA_UNMAP: Session._dma_unmap,
     Command.DEVICE_GET_INFO: Session._get_info,
     Command.DEVICE_GET_REGION_INFO: Session._get_region_info,
+    Command.DEVICE_GET_REGION_IO_FDS: Session._get_region_io_fds,
     Command.DEVICE_GET_IRQ_INFO: Session._get_irq_info,
     Command.DEVICE_SET_IRQS: Session._set_irqs,
     Command.REGION_READ: Session._region_read,

@@ -39,7 +39,7 @@ from pyvfio.errors import (
     VFIOTimeout,
 )
 from pyvfio.polling import milliseconds
-from pyvfio.transport.call import Call, Outgoing, Reply, Waiter
+from pyvfio.transport.call import Call, Outgoing, Reply, Waiter, WriteCollection
 from pyvfio.transport.sockets import close_fds, receive, send
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
@@ -54,7 +54,7 @@ from pyvfio.wire.connection import (
     RequestReceived,
 )
 from pyvfio.wire.header import Command, command_name
-from pyvfio.wire.messages import Message, Request, payload_size
+from pyvfio.wire.messages import Message, RegionWrite, Request, payload_size
 
 log = logging.getLogger(__name__)
 
@@ -178,9 +178,34 @@ class Channel:
         self._refuse_reader(command)
 
         def encode() -> tuple[int | None, list[Buffer]]:
-            return None, self._encode(command, message, None, no_reply=True)[1]
+            return None, self._encode_posted(command, message)
 
         self._transmit(command, encode, (), room=self.timeout)
+
+    def post_write(self, write: RegionWrite) -> None:
+        """Post a REGION_WRITE of at most 8 bytes to a peer that takes REGION_WRITE_MULTI.
+
+        While the socket takes nothing, such writes are collected into one message, which ends
+        where another command follows; raises as :meth:`post` does.
+        """
+        if not self._collect(write):
+            self.post(Command.REGION_WRITE, write)
+
+    def _collect(self, write: RegionWrite) -> bool:
+        with self._lock:
+            self._check_usable(Command.REGION_WRITE)
+            if not self._queue or self._queued >= MAX_QUEUED:
+                return False
+            last = self._queue[-1]
+            added = last.add(write) if isinstance(last, WriteCollection) else 0
+            if not added:
+                last = WriteCollection(
+                    lambda writes: self._encode_posted(Command.REGION_WRITE_MULTI, writes)
+                )
+                added = last.add(write)
+                self._queue.append(last)
+            self._queued += added
+            return True
 
     def give_up(self, call: Call, seconds: float) -> None:
         """Stop waiting for ``call`` unless it completed just now; raises :class:`VFIOTimeout`."""
@@ -316,6 +341,9 @@ class Channel:
             raise LocalProtocolError(
                 f"a value does not fit into the message: {error}", op=command.name, uri=self.name
             ) from error
+
+    def _encode_posted(self, command: Command, message: Request) -> list[Buffer]:
+        return self._encode(command, message, None, no_reply=True)[1]
 
     def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> None:
         """Send or queue, with the lock held; where it raises OSError, nothing was sent."""
@@ -537,6 +565,7 @@ class Channel:
 
     def _flush_first(self, outgoing: Outgoing) -> bool:
         """Send more of the first message; returns whether the socket may take still more."""
+        outgoing.seal()
         sent = send(self._sock, [outgoing.data], outgoing.fds)
         if not sent:
             return False

@@ -446,6 +446,13 @@ class RawServer:
         self.memory[region][offset : offset + count] = message.payload[16:]
         return region_range(region, offset, count)
 
+    def _write_multi(self, message: Message) -> bytes:
+        (count,) = message.words("Q")
+        for at in range(8, 8 + 24 * count, 24):
+            offset, region, size = struct.unpack_from("<QII", message.payload, at)
+            self.memory[region][offset : offset + size] = message.payload[at + 16 :][:size]
+        return struct.pack("<Q", count)
+
     def _echo(self, message: Message) -> bytes:
         return message.payload
 
@@ -459,6 +466,7 @@ class RawServer:
         GET_IRQ_INFO: _irq_info,
         REGION_READ: _read,
         REGION_WRITE: _write,
+        WRITE_MULTI: _write_multi,
         DMA_MAP: _nothing,
         DMA_UNMAP: _echo,
         SET_IRQS: _nothing,

@@ -17,6 +17,7 @@ from pyvfio.server.model import (
     Identity,
     ModelBAR,
     ModelCapability,
+    ModelIOEventFD,
     ModelMSI,
     ModelMSIX,
 )
@@ -434,6 +435,42 @@ def test_interrupts_that_cannot_be_are_refused(declarations: dict[str, Any]) -> 
 def test_capabilities_that_cannot_be_are_refused(declarations: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"(?i)capability"):
         declared(**declarations)
+
+
+KICK = ModelIOEventFD
+REGISTERS: dict[str, Any] = {"bars": {0: ModelBAR(4096), 2: ModelBAR(4096, backed=True)}}
+IMPOSSIBLE_IO_EVENTFDS: dict[str, dict[str, Any]] = {
+    "in no BAR": {"io_eventfds": (KICK(1, 0),)},
+    "in memory without callbacks": {"io_eventfds": (KICK(2, 0),)},
+    "behind the end": {"io_eventfds": (KICK(0, 4096),)},
+    "before the start": {"io_eventfds": (KICK(0, -4),)},
+    "not aligned": {"io_eventfds": (KICK(0, 6, 4),)},
+    "of any width, not aligned": {"io_eventfds": (KICK(0, 2),)},
+    "of 3 bytes": {"io_eventfds": (KICK(0, 0, 3),)},
+    "of 16 bytes": {"io_eventfds": (KICK(0, 0, 16),)},
+    "a value of any width": {"io_eventfds": (KICK(0, 0, 0, 1),)},
+    "a value that does not fit": {"io_eventfds": (KICK(0, 0, 2, 0x10000),)},
+    "a negative value": {"io_eventfds": (KICK(0, 0, 2, -1),)},
+    "twice": {"io_eventfds": (KICK(0, 8, 4, 1), KICK(0, 8, 4, 1))},
+    "any value and one": {"io_eventfds": (KICK(0, 8, 4), KICK(0, 8, 4, 1))},
+    "any width and one": {"io_eventfds": (KICK(0, 8), KICK(0, 8, 4, 1))},
+    "in the MSI-X table": {
+        "io_eventfds": (KICK(0, 8),),
+        "msix": ModelMSIX(4, (0, 0), (0, 0x800)),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "declarations", IMPOSSIBLE_IO_EVENTFDS.values(), ids=IMPOSSIBLE_IO_EVENTFDS.keys()
+)
+def test_ioeventfds_that_cannot_be_are_refused(declarations: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="ioeventfd"):
+        declared(**REGISTERS, **declarations)
+
+
+def test_ioeventfds_may_share_a_register_where_value_or_width_differ() -> None:
+    declared(**REGISTERS, io_eventfds=(KICK(0, 8, 4, 1), KICK(0, 8, 4, 2), KICK(0, 8, 8)))
 
 
 @pytest.mark.parametrize(

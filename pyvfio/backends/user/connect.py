@@ -37,6 +37,8 @@ def own_capabilities(twin_socket: bool) -> Capabilities:
         max_dma_maps=version.DEFAULT_MAX_DMA_MAPS,
         pgsizes=version.DEFAULT_PGSIZES,
         twin_socket=True if twin_socket else None,
+        write_multiple=True,
+        long_writes=True,
     )
 
 

@@ -32,6 +32,9 @@ class UserDevice(VFIOBase):
     :param path: the server's UNIX socket.
     :param timeout: seconds that each request waits for its reply.
     :param twin_socket: offer the server a socket of its own for DMA_READ and DMA_WRITE.
+    :param posted_writes: do not wait for writes to memory BARs, until a region is mapped.
+    :param secure_dma: never pass the server a descriptor of memory; each of its accesses is a
+        message, checked against the maps and their permissions.
     :raises OpenError: the socket cannot be reached.
     :raises NegotiationError: there is no common version.
     :raises VFIOTimeout: the server does not answer; it may be busy with another client.
@@ -44,17 +47,21 @@ class UserDevice(VFIOBase):
         uri: str = "",
         timeout: float = DEFAULT_TIMEOUT,
         twin_socket: bool = True,
+        posted_writes: bool = True,
+        secure_dma: bool = False,
     ) -> None:
         super().__init__(uri or f"vfio-user:{path}")
         if not 0 < timeout <= threading.TIMEOUT_MAX:
             raise ValueError(f"open {self.uri}: a timeout of {timeout} s")
         try:
-            self._open(path, timeout, twin_socket)
+            self._open(path, timeout, twin_socket, posted_writes, secure_dma)
         except BaseException:
             self._undo.close()
             raise
 
-    def _open(self, path: str, timeout: float, twin_socket: bool) -> None:
+    def _open(
+        self, path: str, timeout: float, twin_socket: bool, posted_writes: bool, secure_dma: bool
+    ) -> None:
         service = DMAService(DEFAULT_MAX_DATA_XFER_SIZE)
 
         def channel(
@@ -80,11 +87,11 @@ class UserDevice(VFIOBase):
         self.version, self.limits = agreement.version, agreement.limits
         self._device_io = UserDeviceIO(main, agreement.limits)
         self._undo.callback(self._device_io.close)
-        self._container_io = UserContainerIO(main, agreement.limits)
+        self._container_io = UserContainerIO(main, agreement.limits, secure_dma)
         container = Container(self._container_io, self.uri)
         self._undo.callback(container.close)
         service.container = container
-        self._attach(container)
+        self._attach(container, posted_writes=posted_writes)
 
     version: tuple[int, int]
     """(major, minor) of the protocol that was agreed on."""
