@@ -15,6 +15,9 @@ from tests.conformance.protocol.peers import OWN, PEERS, Host, running
 from tests.fault import raw
 from tests.fault.raw import RawClient
 
+NOBODY = "nobody"
+"""Stands for the server of a test that none of the servers can run."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     for mark in (
@@ -31,18 +34,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             trait for mark in metafunc.definition.iter_markers("needs") for trait in mark.args
         }
         names = [name for name, peer in PEERS.items() if needed <= peer.traits]
-        metafunc.parametrize("peer", names, indirect=True)
+        metafunc.parametrize("peer", names or [NOBODY], indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a server is known to fail is expected to fail."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what no server can run on; what a server is known to fail is expected to fail."""
+    idle = [item for item in items if isinstance(item, pytest.Function) and _peer(item) == NOBODY]
+    config.hook.pytest_deselected(items=idle)
+    items[:] = [item for item in items if item not in idle]
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
-            name = item.callspec.params.get("peer")
+            name = _peer(item)
             case = item.callspec.id.removeprefix(f"{name}-").removesuffix(f"-{name}")
-            fault = known_fault(str(name), item.originalname, case)
+            fault = known_fault(name, item.originalname, case)
             if fault is not None:
                 item.add_marker(pytest.mark.xfail(reason=fault.reason, strict=True))
+
+
+def _peer(item: pytest.Function) -> str:
+    """The name of the server that a test runs on, if it runs on one."""
+    return str(item.callspec.params.get("peer", "")) if hasattr(item, "callspec") else ""
 
 
 class Hosts:

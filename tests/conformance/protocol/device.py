@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tests.fault import raw
 from tests.fault.raw import RawClient
+from tests.support import open_fds
 
 PAGE = 4096
 IOVA = 0x10_0000
@@ -170,12 +171,10 @@ def memory(size: int = PAGE, name: str = "conformance") -> Iterator[int]:
 
 def references(pid: int, name: str = "conformance") -> int:
     """Descriptors and mappings of a :func:`memory` that a process holds."""
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    held = [os.readlink(link) for link in links] + Path(f"/proc/{pid}/maps").read_text().split("\n")
-    return sum(f"memfd:{name}" in entry for entry in held)
+    mapped = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return sum(f"memfd:{name}" in entry for entry in (*open_fds(pid).values(), *mapped))
 
 
 def eventfds_held(pid: int) -> int:
     """Eventfds that a process holds."""
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    return sum(os.readlink(link) == "anon_inode:[eventfd]" for link in links)
+    return sum(link == "anon_inode:[eventfd]" for link in open_fds(pid).values())
