@@ -10,56 +10,64 @@ import pytest
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])
 
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "Introduction": (),
-    "VFIO Device Model": (
-        "Connection Initiation",
-        "Device Information",
-        "Region Information",
-        "Region Capabilities",
-        "Sparse Regions",
-        "Device-Specific Regions",
-    ),
-    "Region I/O via file descriptors": ("Interrupts", "Device Read and Write"),
-    "Client memory access": (),
-    "Socket": (),
-    "Authentication": (),
-    "Command Concurrency": (),
-    "Socket Disconnection Behavior": ("Server Disconnection", "Client Disconnection"),
-    "Security Considerations": (),
-    "Request Retry and Response Timeout": (),
-    "Message sizes": (),
-    "Commands": (),
-    "Header": (),
-    "VFIO_USER_VERSION": ("Request", "Reply"),
-    "VFIO_USER_DMA_MAP": ("Request", "Reply"),
-    "VFIO_USER_DMA_UNMAP": ("Request", "Reply"),
-    "VFIO_USER_DEVICE_GET_INFO": ("Request", "Reply"),
+SECTIONS = (
+    "Introduction",
+    "VFIO Device Model",
+    "Connection Initiation",
+    "Device Information",
+    "Region Information",
+    "Region Capabilities",
+    "Sparse Regions",
+    "Device-Specific Regions",
+    "Region I/O via file descriptors",
+    "Interrupts",
+    "Device Read and Write",
+    "Client memory access",
+    "Socket",
+    "Authentication",
+    "Command Concurrency",
+    "Socket Disconnection Behavior",
+    "Server Disconnection",
+    "Client Disconnection",
+    "Security Considerations",
+    "Request Retry and Response Timeout",
+    "Message sizes",
+    "Commands",
+    "Header",
+    "Unused VFIO ioctl() commands",
+    "VFIO groups and containers",
+    "Backend Program Conventions",
+)
+"""The sections that are not about one message."""
+
+REQUEST_AND_REPLY = ("Request", "Reply")
+MESSAGES: dict[str, tuple[str, ...]] = {
+    "VFIO_USER_VERSION": REQUEST_AND_REPLY,
+    "VFIO_USER_DMA_MAP": REQUEST_AND_REPLY,
+    "VFIO_USER_DMA_UNMAP": REQUEST_AND_REPLY,
+    "VFIO_USER_DEVICE_GET_INFO": REQUEST_AND_REPLY,
     "VFIO_USER_DEVICE_GET_REGION_INFO": (
-        "Request",
-        "Reply",
+        *REQUEST_AND_REPLY,
         "VFIO region capabilities",
         "VFIO cap header format",
         "VFIO sparse mmap cap header",
         "VFIO region info cap sparse mmap",
     ),
     "VFIO_USER_DEVICE_GET_REGION_IO_FDS": (
-        "Request",
-        "Reply",
+        *REQUEST_AND_REPLY,
         "Sub-Region IO FD info format (ioeventfd)",
         "Sub-Region IO FD info format (ioregionfd)",
     ),
-    "VFIO_USER_DEVICE_GET_IRQ_INFO": ("Request", "Reply"),
-    "VFIO_USER_DEVICE_SET_IRQS": ("Request", "Reply"),
-    "VFIO_USER_REGION_READ": ("Request", "Reply"),
-    "VFIO_USER_REGION_WRITE": ("Request", "Reply"),
-    "VFIO_USER_DMA_READ": ("Request", "Reply"),
-    "VFIO_USER_DMA_WRITE": ("Request", "Reply"),
+    "VFIO_USER_DEVICE_GET_IRQ_INFO": REQUEST_AND_REPLY,
+    "VFIO_USER_DEVICE_SET_IRQS": REQUEST_AND_REPLY,
+    "VFIO_USER_REGION_READ": REQUEST_AND_REPLY,
+    "VFIO_USER_REGION_WRITE": REQUEST_AND_REPLY,
+    "VFIO_USER_DMA_READ": REQUEST_AND_REPLY,
+    "VFIO_USER_DMA_WRITE": REQUEST_AND_REPLY,
     "VFIO_USER_DEVICE_RESET": (),
-    "VFIO_USER_REGION_WRITE_MULTI": ("Request", "Single Device Write Format", "Reply"),
+    "VFIO_USER_REGION_WRITE_MULTI": (*REQUEST_AND_REPLY, "Single Device Write Format"),
     "VFIO_USER_DEVICE_FEATURE": (
-        "Request",
-        "Reply",
+        *REQUEST_AND_REPLY,
         "Device Features",
         "VFIO_DEVICE_FEATURE_MIGRATION",
         "VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE",
@@ -68,23 +76,21 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "VFIO_DEVICE_FEATURE_DMA_LOGGING_START / VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP",
         "VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT",
     ),
-    "VFIO_USER_MIG_DATA_READ": ("Request", "Reply"),
-    "VFIO_USER_MIG_DATA_WRITE": ("Request", "Reply"),
-    "Unused VFIO ioctl() commands": ("VFIO groups and containers",),
-    "Backend Program Conventions": (),
+    "VFIO_USER_MIG_DATA_READ": REQUEST_AND_REPLY,
+    "VFIO_USER_MIG_DATA_WRITE": REQUEST_AND_REPLY,
 }
-"""Each section and the titles below it; ``Section / Title`` cites one of those.
-
-What stands between DEVICE_SET_IRQS and REGION_READ, on all four messages that carry data, has the
-anchor "Read and Write Operations" and no title of its own.
-"""
+"""The section of each message, with the titles below it."""
 
 READ_AND_WRITE_OPERATIONS = "Read and Write Operations"
+"""The anchor, for want of a title, of what holds for all messages that carry data."""
 
-TITLES = frozenset(SECTIONS) | {
-    f"{section} / {title}" for section, titles in SECTIONS.items() for title in titles
+TITLES = {
+    *SECTIONS,
+    READ_AND_WRITE_OPERATIONS,
+    *MESSAGES,
+    *(f"{message} / {title}" for message, titles in MESSAGES.items() for title in titles),
 }
-"""All that can be cited, beside :data:`READ_AND_WRITE_OPERATIONS`."""
+"""All that can be cited: ``Section``, ``MESSAGE`` or ``MESSAGE / Title``."""
 
 
 def spec(*titles: str) -> Callable[[_Test], _Test]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import threading
 
 import pytest
 
@@ -158,6 +160,56 @@ def test_configuration_space_is_reached_by_messages_with_replies(
     assert (message.payload, message.flags) == (raw.register_write(raw.CONFIG, 0x3C, b"\x0b"), 0)
 
 
+# REGION_WRITE_MULTI
+
+
+@spec(
+    "VFIO_USER_REGION_WRITE_MULTI / Request",
+    "VFIO_USER_REGION_WRITE_MULTI / Single Device Write Format",
+)
+def test_writes_that_had_to_wait_go_together(server: RawServer) -> None:
+    server.capabilities = b'{"capabilities":{"write_multiple":true}}\0'
+    go_on = threading.Event()
+    with pyvfio.open(server.uri) as device:
+        bar = device.bars[0]
+        bar.posted = True
+        before(server, raw.REGION_WRITE, lambda _: wait_for(go_on))
+        for number in range(3000):  # more than a socket holds
+            bar.write(8 * (number % 512), (1, 2, 4, 8)[number % 4], number & 0xFF)
+        go_on.set()
+        device.flush()
+    messages = sent(server, raw.WRITE_MULTI)
+    assert messages
+    for message in messages:
+        (count,) = message.words("Q")
+        assert len(message.payload) == 8 + 24 * count
+        assert message.payload == raw.write_multi(*entries(message))
+
+
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(raw.SECONDS)
+
+
+def entries(message: raw.Message) -> list[tuple[int, int, bytes]]:
+    """(region, offset, data) of each write; data behind the count is zero."""
+    found = []
+    for offset, region, count, data in struct.iter_unpack("<QII8s", message.payload[8:]):
+        assert 1 <= count <= 8
+        found.append((region, offset, data[:count]))
+    return found
+
+
+@spec("VFIO_USER_REGION_WRITE_MULTI / Reply", "Command Concurrency")
+def test_a_read_comes_behind_all_writes_that_went_together(server: RawServer) -> None:
+    server.capabilities = b'{"capabilities":{"write_multiple":true}}\0'
+    with pyvfio.open(server.uri) as device:
+        bar = device.bars[0]
+        bar.posted = True
+        for number in range(3000):
+            bar.write32(0x20, number)
+        assert bar.read32(0x20) == 2999
+
+
 # DMA_MAP and DMA_UNMAP
 
 
@@ -197,7 +249,7 @@ def test_a_map_without_a_descriptor_has_offset_0(
         device.dma.unmap_all()
 
 
-@spec("VFIO_USER_DMA_MAP / Request")
+@spec("VFIO_USER_DMA_MAP / Request", "VFIO_USER_DMA_MAP / Reply")
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.ENOSPC, errno.EINVAL])
 def test_a_map_that_is_refused_is_an_error(
     server: RawServer, device: PCIDevice, number: int

@@ -244,7 +244,7 @@ def test_a_server_without_a_twin_socket_is_served_on_the_main_socket(
         assert server.ask(raw.DMA_READ, raw.dma_range(buffer.iova, 4)).flags == raw.REPLY
 
 
-@spec("VFIO_USER_VERSION / Reply")
+@spec("VFIO_USER_VERSION / Reply", "Security Considerations")
 @pytest.mark.parametrize(
     ("twin", "ends"),
     [

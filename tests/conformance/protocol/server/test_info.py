@@ -210,23 +210,3 @@ def test_there_are_no_interrupts_beyond_the_last(device: Device, beyond: int) ->
     request = raw.irq_info(device.info[2] + beyond)
     assert device.client.refused(raw.GET_IRQ_INFO, request)
     assert in_step(device.client)
-
-
-@spec("Region I/O via file descriptors", "VFIO_USER_DEVICE_GET_REGION_IO_FDS / Reply")
-def test_io_fds_of_a_region_are_consistent_where_there_are_any(device: Device) -> None:
-    for region in device.regions:
-        request = struct.pack("<IIII", ROOM, 0, region.index, 0)
-        reply = device.client.ask(raw.GET_REGION_IO_FDS, request)
-        raw.close(reply.fds)
-        if reply.error:
-            continue  # optional
-        argsz, flags, index, count = reply.words("IIII")
-        assert (len(reply.payload), flags, index) == (argsz, 0, region.index)
-        assert (argsz - 16) % max(count, 1) == 0
-        assert bool(count) == bool(reply.fds)
-        for entry in range(count):
-            at = 16 + entry * ((argsz - 16) // count)
-            offset, size, fd_index, kind = struct.unpack_from("<QQII", reply.payload, at)
-            assert offset + size <= region.size
-            assert fd_index < len(reply.fds)
-            assert kind in (0, 1)
