@@ -6,10 +6,11 @@ from __future__ import annotations
 import errno
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+from pyvfio.device_access import DeviceAccess
 from pyvfio.dma_batch import Batch, Operation
 from pyvfio.errors import (
     ConnectionLost,
@@ -21,7 +22,6 @@ from pyvfio.errors import (
 )
 from pyvfio.map_table import MapEntry, MapTable
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
-from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.vectors import ContainerIO, DMASource
@@ -45,6 +45,7 @@ class Container:
         self._uri = uri
         self._change = threading.RLock()
         self._maps = MapTable(io.iova_ranges)
+        self._access = DeviceAccess(self._maps, uri)
         self._batch: Batch | None = None
         self._buffers: set[DMABuffer] = set()
         self._unanswered: set[int] = set()
@@ -228,24 +229,25 @@ class Container:
         if self._closed:
             return None
         failed = [op for op in batch.operations if op.error and not self._was_unmapped(op)]
-        if failed:
-            left = batch.left(failed)
-            self._maps.change_to(left, [op.mapping for op in failed if op.unanswered])
-            for buffer in list(self._buffers):
-                self._settle(buffer, left)
+        self._keep_what_is_mapped(batch, failed)
         for buffer in batch.retired():
             if not buffer.open:
                 buffer.release()
         errors = [self._failure(operation) for operation in failed]
         return self._batch_error(errors, len(batch.operations)) if errors else None
 
-    def _settle(self, buffer: DMABuffer, left: Mapping[int, MapEntry]) -> None:
-        """A buffer that is still mapped stays open; one whose map was refused is released."""
-        entry = left.get(buffer.iova)
-        if entry is not None and buffer.consists_of(entry.memory):
-            buffer.withdraw(False)
-        else:
-            buffer.release()
+    def _keep_what_is_mapped(self, batch: Batch, failed: Sequence[Operation]) -> None:
+        """Have table and buffers say what a batch has left of which some operations failed."""
+        if not failed:
+            return
+        left = batch.left(failed)
+        self._maps.change_to(left, [op.mapping for op in failed if op.unanswered])
+        for buffer in list(self._buffers):
+            entry = left.get(buffer.iova)
+            if entry is not None and buffer.consists_of(entry.memory):
+                buffer.withdraw(False)  # its unmap was refused, if it was closed
+            else:
+                buffer.release()
 
     def _batch_error(self, errors: Sequence[VFIOError], total: int) -> VFIOError:
         op = f"dma batch of {total} operations"
@@ -263,6 +265,35 @@ class Container:
             errno=first.errno,
         )
 
+    def move_to(self, io: ContainerIO) -> tuple[VFIOError, ...]:
+        """Map everything again through another vector; called when the device is reached again.
+
+        :returns: the error of each range that is not mapped any more.
+        :raises ConnectionLost: the device is gone again; the table stays, for the next try.
+        """
+        with self._change:
+            self._io = io
+            self._unanswered.clear()
+            self._maps.renew()
+            batch = Batch(())
+            io.begin()
+            for entry in self.mappings:
+                operation = Operation(entry, is_map=True)
+                try:
+                    io.dma_map(entry.iova, entry.size, entry.memory, entry.offset, entry.flags)
+                except OSError as error:
+                    batch.refused(operation, error)
+                else:
+                    batch.sent(operation)
+            batch.settle(io.commit())
+            failed = [operation for operation in batch.operations if operation.error]
+            errors = tuple(self._failure(operation) for operation in failed)
+            for found in errors:
+                if isinstance(found, ConnectionLost):
+                    raise found
+            self._keep_what_is_mapped(batch, failed)
+            return errors
+
     # What became of an operation
 
     def _accepted(self, operation: Operation) -> None:
@@ -276,7 +307,7 @@ class Container:
         """The backend raised: tell now, or at the end of the batch."""
         mapping, operation.error = operation.mapping, error
         if self._batch is not None and isinstance(error, OSError):
-            self._batch.operations.append(operation)
+            self._batch.refused(operation, error)
             return
         if operation.is_map:
             # A server that did not answer in time may map it yet: the address stays taken.
@@ -320,64 +351,12 @@ class Container:
     # What a server may ask of our memory
 
     def device_read(self, iova: int, size: int) -> bytearray:
-        """Bytes of mapped memory, as the device sees them.
-
-        :raises DMAError: EFAULT where not all of it is mapped or backed, EPERM where it may not be
-            read.
-        """
-        data = bytearray()
-        with self._maps.lock:  # held while copying: what is unmapped may be gone at once
-            for address, length in self._pieces(iova, size, DMAMapFlags.READ):
-                part = mmio.copy_out(address, length)
-                if part is None:
-                    raise self._unreachable(iova, size)
-                data += part
-        return data
+        """Bytes of mapped memory, as the device sees them; raises as :class:`DeviceAccess` does."""
+        return self._access.read(iova, size)
 
     def device_write(self, iova: int, data: Buffer) -> None:
-        """Write mapped memory for the device; raises as :meth:`device_read` does."""
-        rest = memoryview(data)
-        with self._maps.lock:
-            for address, length in self._pieces(iova, len(rest), DMAMapFlags.WRITE):
-                if not mmio.copy_in(address, rest[:length]):
-                    raise self._unreachable(iova, len(data))
-                rest = rest[length:]
-
-    def _pieces(self, iova: int, size: int, need: DMAMapFlags) -> list[tuple[int, int]]:
-        """(virtual address, bytes) of each piece of a range, which may span several maps."""
-        pieces: list[tuple[int, int]] = []
-        at, end = iova, iova + size
-        while at < end:
-            mapping = self._maps.holder(at)
-            if mapping is None:
-                raise self._unreachable(iova, size)
-            if not mapping.flags & need:
-                raise DMAError(
-                    f"mapped without permission to {need.name}",
-                    iova=iova,
-                    size=size,
-                    op=f"DMA at iova {iova:#x}",
-                    uri=self._uri,
-                    errno=errno.EPERM,
-                )
-            length = min(end, mapping.last + 1) - at
-            try:
-                address = mapping.memory.address
-            except DeviceClosed as error:  # its owner has let it go while it was mapped
-                raise self._unreachable(iova, size) from error
-            pieces.append((address + mapping.offset + at - mapping.iova, length))
-            at += length
-        return pieces
-
-    def _unreachable(self, iova: int, size: int) -> DMAError:
-        return DMAError(
-            f"{size} bytes that are not all mapped",
-            iova=iova,
-            size=size,
-            op=f"DMA at iova {iova:#x}",
-            uri=self._uri,
-            errno=errno.EFAULT,
-        )
+        """Write mapped memory for the device; raises as :class:`DeviceAccess` does."""
+        self._access.write(iova, data)
 
     def _exact(self, iova: int, size: int) -> MapEntry:
         mapping = self._maps.holder(iova)

@@ -52,6 +52,11 @@ class Batch:
         self.operations.append(operation)
         self._sent.append(operation)
 
+    def refused(self, operation: Operation, error: Exception) -> None:
+        """The backend refused an operation at once."""
+        operation.error = error
+        self.operations.append(operation)
+
     def retire(self, buffer: DMABuffer) -> None:
         """Release a buffer when the unmap that was asked for last is through."""
         self.operations[-1].buffer = buffer

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyvfio import eventfd
+from pyvfio.errors import DeviceClosed
 from pyvfio.vectors import IOEventFDInfo
 
 
@@ -23,11 +24,23 @@ class IOEventFD:
         self.datamatch = info.datamatch
         self._fd = info.fd
         self._check_open = check_open
+        self._retired = False
 
     def fileno(self) -> int:
-        """The eventfd, which several registers may share; it stays the device's."""
+        """The eventfd, which several registers may share; it stays the device's.
+
+        :raises DeviceClosed: the device is closed, or was reached again meanwhile.
+        """
         self._check_open("kick")
+        if self._retired:
+            raise DeviceClosed(
+                "of a connection that is gone", op="kick", hint="take it from io_eventfds again"
+            )
         return self._fd
+
+    def retire(self) -> None:
+        """Its descriptor is about to be closed; called by the region."""
+        self._retired = True
 
     def kick(self) -> None:
         """Have the device see the write.
@@ -36,7 +49,7 @@ class IOEventFD:
         unless ``flush()`` stands between.  Kicks that the device has not looked at may be seen as
         one.
 
-        :raises DeviceClosed: the device is closed.
+        :raises DeviceClosed: as :meth:`fileno`.
         """
         eventfd.signal(self.fileno())
 

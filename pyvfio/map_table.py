@@ -41,6 +41,7 @@ class MapTable:
     def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
         self.lock = threading.Lock()
         self._maps: list[MapEntry] = []
+        self._ranges = ranges
         self._free = IOVAAllocator(ranges)
 
     def __len__(self) -> int:
@@ -108,6 +109,12 @@ class MapTable:
         for entry in maps.values():
             if before.get(entry.iova) is not entry:
                 self.insert(entry)
+
+    def renew(self) -> None:
+        """Whatever held addresses that are not mapped is gone: they are free again."""
+        self._free = IOVAAllocator(self._ranges)
+        for entry in self._maps:
+            self._free.take(entry.iova, entry.last)
 
     def clear(self) -> None:
         """Forget every map, at the end."""

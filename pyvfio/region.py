@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy.typing as npt
@@ -52,20 +52,20 @@ class Posting:
     A store to mapped memory does not wait for messages that are under way, so it would overtake
     them (QEMU's vfio-user client: no posting with a region that can be mapped).
 
-    :param device_io: the vector that posts.
+    :param flush: waits until what was posted is done.
     :param default: whether memory BARs post where nobody says otherwise.
     """
 
-    def __init__(self, device_io: DeviceIO, default: bool = False) -> None:
+    def __init__(self, flush: Callable[[], None], default: bool = False) -> None:
         self.default = default
         self.over = False
-        self._device_io = device_io
+        self._flush = flush
 
     def end(self) -> None:
         """A region is mapped: wait for what was posted, and post no more."""
         if not self.over:
             self.over = True
-            self._device_io.flush()
+            self._flush()
 
 
 class Region:
@@ -81,7 +81,7 @@ class Region:
         self, device_io: DeviceIO, info: RegionInfo, uri: str, posting: Posting | None = None
     ) -> None:
         self.info = info
-        self._posting = posting or Posting(device_io)
+        self._posting = posting or Posting(device_io.flush)
         self._posted: bool | None = None
         self._device_io = device_io
         self._uri = uri
@@ -405,16 +405,31 @@ class Region:
             hint="is memory decoding off, the device gone, or its file truncated?",
         )
 
+    def move_to(self, device_io: DeviceIO, info: RegionInfo) -> bool:
+        """Reach the region through another vector; called when the device is reached again.
+
+        :returns: whether a numpy view of what was mapped before is alive.
+        """
+        self._device_io, self.info = device_io, info
+        for entry in self._io_eventfds or ():
+            entry.retire()
+        self._io_eventfds = None
+        return self._unmap()
+
+    def _unmap(self) -> bool:
+        """Let go of what is mapped; returns whether a numpy view of it is alive."""
+        areas, self._areas = self._areas or [], None
+        in_use = any(area.view.in_use for area in areas)
+        for area in areas:
+            area.view.release()
+        return in_use
+
     def close(self) -> None:
         """Unmap the region; called when the device is closed."""
         if self._closed:
             return
         self._closed = True
-        areas, self._areas = self._areas or [], None
-        in_use = any(area.view.in_use for area in areas)
-        for area in areas:
-            area.view.release()
-        if in_use:
+        if self._unmap():
             warnings.warn(
                 f"{self._uri}: a numpy view of {self.name} is alive; the device file stays mapped"
                 " until it is deleted",

@@ -139,6 +139,21 @@ class IOEventFDInfo:
     fd: int
 
 
+class Vectors(Protocol):
+    """Both vectors of a device that is reached, and an end to it."""
+
+    @property
+    def device_io(self) -> DeviceIO:
+        """Operations on the device."""
+
+    @property
+    def container_io(self) -> ContainerIO:
+        """Operations on its IO address space."""
+
+    def close(self) -> None:
+        """Let go of the device.  May be repeated."""
+
+
 class DMASource(Protocol):
     """Memory to be mapped for a device: the kernel wants the address, a server the descriptor."""
 
@@ -207,6 +222,11 @@ class DeviceIO(ABC):
 
         :param posted: do not wait; order is kept, errors are never seen.
         """
+
+    @property
+    def unflushed(self) -> bool:
+        """Whether writes were posted that are not known to be carried out; optional: never."""
+        return False
 
     @abstractmethod
     def flush(self) -> None:

@@ -265,6 +265,10 @@ class Channel:
         self._hurried = True
         self._wake()
 
+    def give_up_peer(self, reason: str) -> None:
+        """Take the peer for gone, though it may be there; not in ``on_request``."""
+        self._lose(ConnectionLost, reason)
+
     def close(self) -> None:
         """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
         with self._lock:
@@ -376,10 +380,10 @@ class Channel:
         return self._queued < MAX_QUEUED or self._hurried or self._over()
 
     def _check_usable(self, command: int) -> None:
-        if self._closing:
-            raise DeviceClosed("closed", op=command_name(command), uri=self.name)
         if self._lost is not None:
             raise self._lost_error(command)
+        if self._closing:
+            raise DeviceClosed("closed", op=command_name(command), uri=self.name)
 
     def _refuse_reader(self, command: Command) -> None:
         if self._reader == threading.get_ident():

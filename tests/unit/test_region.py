@@ -413,7 +413,7 @@ def test_a_short_read_into_a_buffer_is_an_error(device: FakeIO, region: Region) 
 @pytest.fixture
 def posting(device: FakeIO) -> Posting:
     """Of a device that posts where it may."""
-    return Posting(device, default=True)
+    return Posting(device.flush, default=True)
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ def test_writes_are_waited_for_where_it_was_asked_for(device: FakeIO, bar: BAR) 
 
 
 def test_writes_are_posted_where_it_was_asked_for(device: FakeIO) -> None:
-    bar = BAR(device, RegionInfo(0, READ_WRITE, SIZE), "fake:x", Posting(device))
+    bar = BAR(device, RegionInfo(0, READ_WRITE, SIZE), "fake:x", Posting(device.flush))
     bar.decode(0x0)
     bar.write32(0, 0)
     bar.posted = True

@@ -177,12 +177,16 @@ class UserDeviceIO(DeviceIO):
         else:
             self._channel.post(Command.REGION_WRITE, request)
 
+    @property
+    def unflushed(self) -> bool:
+        return self._unflushed
+
     def flush(self) -> None:
         if self._unflushed:
-            self._unflushed = False
             # Commands are carried out in order: any answer tells that those before it are through.
             with contextlib.suppress(RemoteError):
                 self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo())
+            self._unflushed = False
 
     def reset(self) -> None:
         self._channel.call(Command.DEVICE_RESET, messages.Empty())
