@@ -54,6 +54,11 @@ FAULTS = (
         "the same map again is accepted (issue 463)",
     ),
     Fault(
+        LIBVFIO_USER,
+        "test_the_program_takes_the_path_of_its_socket_as_an_option",
+        "the samples take the path alone, not --socket-path",
+    ),
+    Fault(
         (GPIO,),
         "test_a_client_may_go_in_the_middle_of_a_message",
         "a descriptor that came with less than a header is never closed",

@@ -31,6 +31,8 @@ TWIN = b'{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true}}}\0'
 class Peer:
     """A server program.
 
+    :ivar command: what starts it.
+    :ivar option: what stands before the path of its socket, as the last argument.
     :ivar traits: what a test can need; those that can be seen from outside are compared with what
         the server says (``test_traits``):
 
@@ -48,17 +50,24 @@ class Peer:
 
     name: str
     command: tuple[str, ...]
+    option: str
     traits: frozenset[str]
 
 
+SOCKET_PATH = "--socket-path="
+"""The option for the path of a server's socket, by the specification."""
+
+
 def _own(model: str, *traits: str) -> Peer:
-    command = (sys.executable, "-m", "pyvfio", "serve", model, "--socket")
-    return Peer(model, command, frozenset(("immobile", "maskable", "multi", "stays", *traits)))
+    command = (sys.executable, "-m", "pyvfio", "serve", model)
+    return Peer(
+        model, command, SOCKET_PATH, frozenset(("immobile", "maskable", "multi", "stays", *traits))
+    )
 
 
 def _sample(name: str, *traits: str) -> Peer:
     folder = os.environ.get(LIBVFIO_USER, "")
-    return Peer(name, (str(Path(folder) / name),), frozenset(("migration", *traits)))
+    return Peer(name, (str(Path(folder) / name),), "", frozenset(("migration", *traits)))
 
 
 OWN = (_own("edu"), _own("testdev", "memory", "vectors", "registers"))
@@ -79,7 +88,7 @@ class Host:
         self._errors = path.with_name("errors")
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*peer.command, str(path)],
+                [*peer.command, f"{peer.option}{path}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

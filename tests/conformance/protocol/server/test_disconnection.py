@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import signal
-from pathlib import Path
-
 import pytest
 
 from tests.conformance.protocol.device import (
@@ -19,7 +16,7 @@ from tests.conformance.protocol.device import (
     memory,
     references,
 )
-from tests.conformance.protocol.peers import Host, running
+from tests.conformance.protocol.peers import Host
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
 from tests.support import eventually
@@ -109,16 +106,3 @@ def test_a_client_may_go_in_the_middle_of_a_message(peer: Host, sent: int) -> No
             following.negotiate()
             assert in_step(following)
             assert references(peer.pid) == 0
-
-
-# The program
-
-
-@spec("Backend Program Conventions")
-@pytest.mark.parametrize("connected", [False, True])
-def test_the_program_ends_on_sigterm(peer: Host, socket_folder: Path, connected: bool) -> None:
-    with running(peer.peer, socket_folder) as own, own.connect() as client:
-        client.negotiate()
-        if not connected:
-            client.close()
-        assert own.stop() in (0, -signal.SIGTERM)
