@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +14,6 @@ from tests.fault import raw
 from tests.fault.raw import RawClient
 from tests.support import open_fds
 
-PAGE = 4096
-IOVA = 0x10_0000
 ROOM = 4096
 """An argsz with room for any chain of capabilities."""
 
@@ -148,31 +144,10 @@ def cut(client: RawClient, address: int, size: int) -> bool:
     return number in (errno.EINVAL, errno.ENOENT)
 
 
-@contextmanager
-def eventfds(count: int = 1) -> Iterator[list[int]]:
-    """Eventfds whose counters can be read without waiting."""
-    fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(count)]
-    try:
-        yield fds
-    finally:
-        raw.close(fds)
-
-
-@contextmanager
-def memory(size: int = PAGE, name: str = "conformance") -> Iterator[int]:
-    """A file in memory."""
-    fd = os.memfd_create(name)
-    try:
-        os.ftruncate(fd, size)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def references(pid: int, name: str = "conformance") -> int:
-    """Descriptors and mappings of a :func:`memory` that a process holds."""
+def references(pid: int) -> int:
+    """Descriptors and mappings of a :func:`memfd` that a process holds."""
     mapped = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return sum(f"memfd:{name}" in entry for entry in (*open_fds(pid).values(), *mapped))
+    return sum("memfd:raw" in entry for entry in (*open_fds(pid).values(), *mapped))
 
 
 def eventfds_held(pid: int) -> int:

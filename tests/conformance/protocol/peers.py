@@ -23,9 +23,6 @@ from tests.support import ROOT, START_SECONDS
 LIBVFIO_USER = "PYVFIO_LIBVFIO_USER"
 """The environment variable with the folder of libvfio-user's samples."""
 
-TWIN = b'{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true}}}\0'
-"""Version data of a client that would take a twin socket."""
-
 
 @dataclass(frozen=True)
 class Peer:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.protocol import client, server
+from tests.conformance.protocol.faults import FAULTS
 from tests.conformance.protocol.specification import MESSAGES, TITLES
 
 SUITES = {"server": server, "client": client}
@@ -90,3 +91,7 @@ def test_every_section_is_cited(name: str) -> None:
     cited = {title for _, test in members(SUITES[name]) for title in citations(test)}
     above = {title.partition(" / ")[0] for title in cited}
     assert TITLES - cited - above - NOTHING_TO_SHOW == LEFT_OUT[name]
+
+
+def test_each_known_fault_is_of_a_test_that_exists() -> None:
+    assert {fault.test for fault in FAULTS} <= {name for name, _ in members(server)}

@@ -10,7 +10,6 @@ from typing import Any
 from tests.fault import raw
 from tests.fault.raw import Handler, Message, RawServer, answer
 
-PAGE = 4096
 READ_WRITE = raw.READABLE | raw.WRITABLE
 
 

@@ -10,9 +10,10 @@ import pytest
 import pyvfio
 from pyvfio.errors import RegionError
 from pyvfio.pci.device import PCIDevice
-from tests.conformance.protocol.client.script import PAGE, before
+from tests.conformance.protocol.client.script import before
 from tests.conformance.protocol.specification import spec
 from tests.fault import raw
+from tests.fault.clients import PAGE
 from tests.fault.raw import Message, RawServer, answer
 
 CLIENTS = {

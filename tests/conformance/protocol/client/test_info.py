@@ -14,10 +14,10 @@ import pyvfio
 from pyvfio.errors import RegionError, UnsupportedError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.vfio import IRQFlags
-from tests.conformance.protocol.client.script import PAGE, READ_WRITE, about_region, says, sent
-from tests.conformance.protocol.device import memory
+from tests.conformance.protocol.client.script import READ_WRITE, about_region, says, sent
 from tests.conformance.protocol.specification import spec
 from tests.fault import raw
+from tests.fault.clients import PAGE, memfd
 from tests.fault.raw import RawServer, answer
 
 MAPPED = READ_WRITE | raw.MAPPABLE
@@ -121,7 +121,7 @@ def kind() -> bytes:
 def mapped(server: RawServer, flags: int, chain: bytes, index: int = VGA) -> Iterator[list[int]]:
     """A region with memory that starts at ``BASE`` of its file; gives the argsz asked with."""
     asked = []
-    with memory(BASE + SIZE) as fd:
+    with memfd(BASE + SIZE) as fd:
         os.pwrite(fd, bytes(range(256)) * (SIZE // 256), BASE)
         server.memory[index] = bytearray(SIZE)
 

@@ -14,9 +14,10 @@ import pyvfio
 from pyvfio.errors import DMAError, IRQError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.vfio import DMAMapFlags, IRQSetFlags
-from tests.conformance.protocol.client.script import PAGE, before, sent
+from tests.conformance.protocol.client.script import before, sent
 from tests.conformance.protocol.specification import spec
 from tests.fault import raw
+from tests.fault.clients import PAGE
 from tests.fault.raw import RawServer, answer
 
 ASSIGN = raw.EVENTFD | raw.TRIGGER

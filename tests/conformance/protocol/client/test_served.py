@@ -11,9 +11,9 @@ import pyvfio
 from pyvfio.errors import ConnectionLost, VFIOError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.vfio import DMAMapFlags
-from tests.conformance.protocol.client.script import PAGE
 from tests.conformance.protocol.specification import READ_AND_WRITE_OPERATIONS, spec
 from tests.fault import raw
+from tests.fault.clients import PAGE
 from tests.fault.raw import RawServer, unhex
 from tests.support import eventually
 

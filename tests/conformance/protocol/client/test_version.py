@@ -14,9 +14,10 @@ import pytest
 
 import pyvfio
 from pyvfio.errors import DMAError, NegotiationError, ProtocolError
-from tests.conformance.protocol.client.script import PAGE, READ_WRITE, says, sent, text
+from tests.conformance.protocol.client.script import READ_WRITE, says, sent, text
 from tests.conformance.protocol.specification import READ_AND_WRITE_OPERATIONS, spec
 from tests.fault import raw
+from tests.fault.clients import PAGE
 from tests.fault.raw import Message, Peer, RawServer, answer
 
 

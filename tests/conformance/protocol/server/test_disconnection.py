@@ -7,18 +7,15 @@ import pytest
 
 from tests.conformance.protocol.device import (
     INTERRUPT_LINE,
-    IOVA,
-    PAGE,
     Device,
-    eventfds,
     eventfds_held,
     in_step,
-    memory,
     references,
 )
 from tests.conformance.protocol.peers import Host
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
+from tests.fault.clients import IOVA, PAGE, eventfds, memfd
 from tests.support import eventually
 
 
@@ -32,7 +29,7 @@ def held(peer: Host) -> int:
 @spec("Client Disconnection")
 @needs("stays")
 def test_the_memory_of_a_client_that_has_gone_is_unmapped(peer: Host) -> None:
-    with memory(4 * PAGE) as fd:
+    with memfd(4 * PAGE) as fd:
         with peer.connect() as client:
             client.negotiate()
             for number in range(4):
@@ -50,7 +47,7 @@ def test_the_eventfds_of_a_client_that_has_gone_are_closed(peer: Host) -> None:
         client.negotiate()
         device = Device(client)
         for irq in device.irqs:
-            with eventfds() as fds:
+            with eventfds(1) as fds:
                 device.enable(irq, fds)
         assert in_step(client)
         assert eventfds_held(peer.pid) == before + len(device.irqs)
@@ -70,7 +67,7 @@ def test_the_maps_of_a_client_are_not_in_the_way_of_the_next(peer: Host) -> None
 @needs("stays")
 def test_the_next_client_sets_interrupts_up_again(peer: Host) -> None:
     for _ in range(2):
-        with peer.connect() as client, eventfds() as fds:
+        with peer.connect() as client, eventfds(1) as fds:
             client.negotiate()
             device = Device(client)
             device.trigger(device.irqs[0])
@@ -96,7 +93,7 @@ def test_the_device_keeps_its_state_for_the_next_client(peer: Host, value: bytes
 @needs("stays")
 @pytest.mark.parametrize("sent", [0, 3, 16, 20])
 def test_a_client_may_go_in_the_middle_of_a_message(peer: Host, sent: int) -> None:
-    with memory() as fd:
+    with memfd(PAGE) as fd:
         with peer.connect() as client:
             client.negotiate()
             message = raw.frame(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))[:sent]

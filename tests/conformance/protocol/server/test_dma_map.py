@@ -7,17 +7,11 @@ import errno
 
 import pytest
 
-from tests.conformance.protocol.device import (
-    IOVA,
-    PAGE,
-    cut,
-    in_step,
-    memory,
-    references,
-)
+from tests.conformance.protocol.device import cut, in_step, references
 from tests.conformance.protocol.peers import Host
 from tests.conformance.protocol.specification import spec
 from tests.fault import raw
+from tests.fault.clients import IOVA, PAGE, memfd
 from tests.fault.raw import RawClient
 
 READ_WRITE = raw.READABLE | raw.WRITABLE
@@ -47,7 +41,7 @@ def mapped(client: RawClient) -> RawClient:
 @spec("VFIO_USER_DMA_MAP / Reply", "Client memory access")
 @pytest.mark.parametrize("flags", [raw.READABLE, raw.WRITABLE, READ_WRITE])
 def test_a_map_with_a_descriptor_is_answered_without_payload(client: RawClient, flags: int) -> None:
-    with memory() as fd:
+    with memfd(PAGE) as fd:
         reply = client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE, flags=flags), [fd])
     assert (reply.payload, reply.fds) == (b"", ())
 
@@ -62,7 +56,7 @@ def test_a_map_without_a_descriptor_is_answered_without_payload(
 
 @spec("VFIO_USER_DMA_MAP / Request")
 def test_a_map_may_start_anywhere_in_its_file(client: RawClient) -> None:
-    with memory(4 * PAGE) as fd:
+    with memfd(4 * PAGE) as fd:
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE, offset=3 * PAGE), [fd])
 
 
@@ -72,7 +66,7 @@ def test_a_map_may_start_anywhere_in_its_file(client: RawClient) -> None:
 def test_a_map_over_an_existing_one_gets_eexist(
     client: RawClient, kind: str, address: int, size: int
 ) -> None:
-    with memory(8 * PAGE) as fd, memory(8 * PAGE) as other:
+    with memfd(8 * PAGE) as fd, memfd(8 * PAGE) as other:
         fds, others = ([fd], [other]) if kind == "by mapping" else ([], [])
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, 4 * PAGE), fds)
         assert client.refused(raw.DMA_MAP, raw.dma_map(address, size), others) == errno.EEXIST
@@ -80,7 +74,7 @@ def test_a_map_over_an_existing_one_gets_eexist(
 
 @spec("VFIO_USER_DMA_MAP / Request")
 def test_the_same_map_again_gets_eexist(client: RawClient) -> None:
-    with memory() as fd:
+    with memfd(PAGE) as fd:
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE), [fd])
         assert client.refused(raw.DMA_MAP, raw.dma_map(IOVA, PAGE), [fd]) == errno.EEXIST
 
@@ -117,7 +111,7 @@ def test_as_many_maps_as_a_server_says_by_saying_nothing_are_possible(client: Ra
 
 @spec("VFIO_USER_DMA_MAP / Request", "Security Considerations")
 def test_a_map_that_is_refused_leaves_no_descriptor_behind(client: RawClient, peer: Host) -> None:
-    with memory() as fd:
+    with memfd(PAGE) as fd:
         request = raw.dma_map(IOVA, PAGE, flags=READ_WRITE | 1 << 31)
         assert client.refused(raw.DMA_MAP, request, [fd]) == errno.EINVAL
         assert in_step(client)
@@ -164,7 +158,7 @@ def test_unmap_leaves_the_other_maps(mapped: RawClient) -> None:
 def test_no_reference_to_the_memory_is_left_when_unmap_is_answered(
     client: RawClient, peer: Host
 ) -> None:
-    with memory(4 * PAGE) as fd:
+    with memfd(4 * PAGE) as fd:
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, 2 * PAGE, offset=PAGE), [fd])
         client.done(raw.DMA_UNMAP, raw.dma_unmap(IOVA, 2 * PAGE))
         assert references(peer.pid) == 0
@@ -174,7 +168,7 @@ def test_no_reference_to_the_memory_is_left_when_unmap_is_answered(
 def test_an_unmap_without_reply_is_done_when_the_next_command_is_answered(
     client: RawClient, peer: Host
 ) -> None:
-    with memory() as fd:
+    with memfd(PAGE) as fd:
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE), [fd])
         client.send(raw.frame(raw.DMA_UNMAP, raw.dma_unmap(IOVA, PAGE), flags=raw.NO_REPLY))
         assert in_step(client)

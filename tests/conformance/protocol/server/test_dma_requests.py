@@ -15,24 +15,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conformance.devices import MEMORY, REGISTERS, TO_CLIENT, TO_DEVICE, Dev
-from tests.conformance.protocol.device import IOVA, PAGE, in_step, memory
-from tests.conformance.protocol.peers import TWIN, Host
+from tests.conformance.protocol.device import in_step
+from tests.conformance.protocol.peers import Host
 from tests.conformance.protocol.specification import READ_AND_WRITE_OPERATIONS, spec
 from tests.fault import raw
+from tests.fault.clients import IOVA, PAGE, TWIN, memfd, pattern, prepare_test_dma
 from tests.fault.raw import Message, Peer, RawClient, answer
 
 SMALL = b'{"capabilities":{"max_data_xfer_size":1024}}\0'
-PATTERN = bytes((7 * at + at // 256) & 0xFF for at in range(PAGE))
+PATTERN = pattern(PAGE)
 
 pytestmark = pytest.mark.needs("registers")
-
-
-def prepare(client: RawClient, address: int = IOVA, count: int = PAGE) -> None:
-    """Have the next DMA be of ``count`` bytes between ``address`` and the start of BAR 2."""
-    client.enable_bus_master()
-    client.write64(REGISTERS, Dev.DMA_ADDRESS, address)
-    client.write64(REGISTERS, Dev.DMA_OFFSET, 0)
-    client.write32(REGISTERS, Dev.DMA_COUNT, count)
 
 
 def start(client: RawClient, direction: int) -> None:
@@ -70,7 +63,7 @@ def serve(peer: Peer, request: Message, contents: bytearray) -> None:
 def messages(client: RawClient) -> RawClient:
     """A client whose memory, a page, can only be reached by messages."""
     client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
-    prepare(client)
+    prepare_test_dma(client)
     return client
 
 
@@ -124,7 +117,7 @@ def test_no_request_is_for_more_than_the_client_takes(peer: Host, direction: int
     with peer.connect() as client:
         client.negotiate(SMALL)
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
-        prepare(client)
+        prepare_test_dma(client)
         client.write(MEMORY, 0, PATTERN)
         start(client, direction)
         for number in range(4):
@@ -178,7 +171,7 @@ def twin(peer: Host) -> Iterator[tuple[RawClient, Peer]]:
         with Peer(socket.socket(fileno=fd)) as second:
             client.done(raw.RESET)
             client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
-            prepare(client)
+            prepare_test_dma(client)
             yield client, second
 
 
@@ -204,10 +197,10 @@ def test_requests_and_their_replies_go_over_the_twin_socket(
 
 @spec("VFIO_USER_DMA_MAP / Request", "Client memory access")
 def test_memory_with_a_descriptor_is_reached_without_a_message(client: RawClient) -> None:
-    with memory(2 * PAGE) as fd:
+    with memfd(2 * PAGE) as fd:
         os.pwrite(fd, PATTERN, PAGE)
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE, offset=PAGE), [fd])
-        prepare(client)
+        prepare_test_dma(client)
         assert run(client, TO_DEVICE) == 0
         assert client.read(MEMORY, 0, PAGE) == PATTERN
         client.write(MEMORY, 0, PATTERN[::-1])
@@ -223,11 +216,11 @@ def test_memory_with_a_descriptor_is_reached_without_a_message(client: RawClient
 def test_memory_is_not_reached_in_a_way_that_it_is_not_mapped_for(
     client: RawClient, by_fd: bool, flags: int, direction: int
 ) -> None:
-    with memory() as fd:
+    with memfd(PAGE) as fd:
         request = raw.dma_map(IOVA, PAGE, flags=flags)
         client.done(raw.DMA_MAP, request, [fd] if by_fd else [])
         client.write(MEMORY, 0, PATTERN)
-        prepare(client)
+        prepare_test_dma(client)
         assert run(client, direction) != 0
         assert os.pread(fd, PAGE, 0) == bytes(PAGE)
 
@@ -235,7 +228,7 @@ def test_memory_is_not_reached_in_a_way_that_it_is_not_mapped_for(
 @spec("VFIO_USER_DMA_MAP", "VFIO_USER_DMA_READ / Request")
 @pytest.mark.parametrize("direction", [TO_DEVICE, TO_CLIENT])
 def test_memory_that_is_not_mapped_is_not_asked_for(client: RawClient, direction: int) -> None:
-    prepare(client)
+    prepare_test_dma(client)
     assert run(client, direction) != 0
 
 
@@ -245,8 +238,18 @@ def test_memory_that_is_not_mapped_is_not_asked_for(client: RawClient, direction
 def test_memory_that_was_unmapped_is_not_reached_any_more(
     client: RawClient, by_fd: bool, direction: int
 ) -> None:
-    with memory() as fd:
+    with memfd(PAGE) as fd:
         client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE), [fd] if by_fd else [])
         client.done(raw.DMA_UNMAP, raw.dma_unmap(IOVA, PAGE))
-        prepare(client)
+        prepare_test_dma(client)
         assert run(client, direction) != 0
+
+
+@spec("VFIO_USER_DMA_UNMAP / Reply", "Command Concurrency")
+def test_an_unmap_is_not_answered_while_dma_to_it_is_under_way(messages: RawClient) -> None:
+    start(messages, TO_DEVICE)
+    request = messages.receive()
+    messages.send(raw.frame(raw.DMA_UNMAP, raw.dma_unmap(IOVA, PAGE)))
+    assert messages.quiet(0.05)
+    serve(messages, request, bytearray(PATTERN))
+    assert [messages.receive().command for _ in range(2)] == [raw.REGION_WRITE, raw.DMA_UNMAP]

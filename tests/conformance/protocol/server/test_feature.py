@@ -7,9 +7,10 @@ import struct
 
 import pytest
 
-from tests.conformance.protocol.device import PAGE, in_step
+from tests.conformance.protocol.device import in_step
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
+from tests.fault.clients import PAGE
 from tests.fault.raw import RawClient
 
 MIGRATION, STATE, LOGGING_START, LOGGING_STOP, LOGGING_REPORT = 1, 2, 6, 7, 8

@@ -8,10 +8,11 @@ import struct
 
 import pytest
 
-from tests.conformance.protocol.device import IOVA, PAGE, Device, in_step
+from tests.conformance.protocol.device import Device, in_step
 from tests.conformance.protocol.peers import Host
 from tests.conformance.protocol.specification import spec
 from tests.fault import raw
+from tests.fault.clients import IOVA, PAGE
 from tests.fault.raw import RawClient
 
 COMMANDS = {

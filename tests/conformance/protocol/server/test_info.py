@@ -12,7 +12,6 @@ import pytest
 from tests.conformance.protocol.device import (
     AUTOMASKED,
     MASKABLE,
-    PAGE,
     ROOM,
     Device,
     in_step,
@@ -20,6 +19,7 @@ from tests.conformance.protocol.device import (
 )
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
+from tests.fault.clients import PAGE
 from tests.fault.raw import RawClient
 
 PCI_REGIONS, PCI_IRQS = 9, 5

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from tests.conformance.protocol.device import INTERRUPT_LINE, IOVA, PAGE, Device, in_step
+from tests.conformance.protocol.device import INTERRUPT_LINE, Device, in_step
 from tests.conformance.protocol.specification import spec
 from tests.fault import raw
+from tests.fault.clients import IOVA, PAGE
 from tests.fault.raw import RawClient
 
 RESET_FLAG = 1
@@ -24,10 +25,10 @@ READ_LINE = raw.frame(raw.REGION_READ, raw.region_range(raw.CONFIG, INTERRUPT_LI
 def test_commands_are_answered_in_the_order_they_came(client: RawClient) -> None:
     questions = (
         raw.frame(raw.REGION_READ, raw.region_range(raw.CONFIG, at % 64, 1), number=at)
-        for at in range(200)
+        for at in range(500)
     )
     client.send(b"".join(questions))
-    assert [client.receive().number for _ in range(200)] == list(range(200))
+    assert [client.receive().number for _ in range(500)] == list(range(500))
 
 
 @spec("Command Concurrency")

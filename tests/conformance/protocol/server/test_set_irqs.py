@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from itertools import product
+from typing import TypeAlias
 
 import pytest
 
 from tests.conformance.devices import REGISTERS, Dev
-from tests.conformance.protocol.device import (
-    AUTOMASKED,
-    MASKABLE,
-    Device,
-    IRQFacts,
-    eventfds,
-    in_step,
-)
+from tests.conformance.protocol.device import AUTOMASKED, MASKABLE, Device, IRQFacts, in_step
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
+from tests.fault.clients import eventfds
 from tests.fault.raw import fired
+
+Enabled: TypeAlias = tuple[IRQFacts, list[int]]
+"""An interrupt index, and the eventfds of its first vectors."""
 
 DATA = {"none": raw.NONE, "bool": raw.BOOL, "eventfd": raw.EVENTFD}
 ACTIONS = {"mask": raw.MASK, "unmask": raw.UNMASK, "trigger": raw.TRIGGER}
@@ -44,6 +43,22 @@ def counts(fds: list[int]) -> list[int]:
     return [fired(fd, 0) for fd in fds]
 
 
+def each(device: Device) -> Iterator[Enabled]:
+    """Every index, with an eventfd for its first vector."""
+    for irq in device.irqs:
+        with eventfds(1) as fds:
+            device.enable(irq, fds)
+            yield irq, fds
+
+
+@pytest.fixture
+def three(device: Device) -> Iterator[Enabled]:
+    """An index with several vectors, three of which have eventfds."""
+    with eventfds(3) as fds:
+        device.enable(many(device), fds)
+        yield many(device), fds
+
+
 def many(device: Device) -> IRQFacts:
     """An index with several vectors."""
     return next(irq for irq in device.irqs if irq.count > 2)
@@ -52,53 +67,45 @@ def many(device: Device) -> IRQFacts:
 @spec("VFIO_USER_DEVICE_SET_IRQS / Reply")
 def test_set_irqs_is_answered_without_payload(device: Device) -> None:
     for irq in device.irqs:
-        with eventfds() as fds:
+        with eventfds(1) as fds:
             request = raw.irq_set(raw.EVENTFD | raw.TRIGGER, irq.index, 0, 1)
             assert device.client.done(raw.SET_IRQS, request, fds).payload == b""
 
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request", "Interrupts")
 def test_a_triggered_interrupt_signals_its_eventfd(device: Device) -> None:
-    for irq in device.irqs:
-        with eventfds() as fds:
-            device.enable(irq, fds)
-            assert counts(fds) == [0]
-            device.trigger(irq)
-            assert counts(fds) == [1]
+    for irq, fds in each(device):
+        assert counts(fds) == [0]
+        device.trigger(irq)
+        assert counts(fds) == [1]
 
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_an_interrupt_is_triggered_where_its_boolean_is_true(device: Device, wanted: int) -> None:
-    for irq in device.irqs:
-        with eventfds() as fds:
-            device.enable(irq, fds)
-            request = raw.irq_set(raw.BOOL | raw.TRIGGER, irq.index, 0, 1, data=bytes([wanted]))
-            device.client.done(raw.SET_IRQS, request)
-            assert counts(fds) == [wanted]
-
-
-@spec("VFIO_USER_DEVICE_SET_IRQS / Request")
-@needs("vectors")
-def test_the_booleans_choose_among_the_vectors_of_the_range(device: Device) -> None:
-    irq = many(device)
-    with eventfds(3) as fds:
-        device.enable(irq, fds)
-        request = raw.irq_set(raw.BOOL | raw.TRIGGER, irq.index, 1, 2, data=b"\0\1")
+    for irq, fds in each(device):
+        request = raw.irq_set(raw.BOOL | raw.TRIGGER, irq.index, 0, 1, data=bytes([wanted]))
         device.client.done(raw.SET_IRQS, request)
-        assert counts(fds) == [0, 0, 1]
+        assert counts(fds) == [wanted]
 
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
 @needs("vectors")
-def test_trigger_reaches_the_vectors_of_the_range_only(device: Device) -> None:
-    irq = many(device)
-    with eventfds(3) as fds:
-        device.enable(irq, fds)
-        device.trigger(irq, 1, 1)
-        assert counts(fds) == [0, 1, 0]
-        device.trigger(irq, 1, 2)
-        assert counts(fds) == [0, 1, 1]
+def test_the_booleans_choose_among_the_vectors_of_the_range(device: Device, three: Enabled) -> None:
+    irq, fds = three
+    request = raw.irq_set(raw.BOOL | raw.TRIGGER, irq.index, 1, 2, data=b"\0\1")
+    device.client.done(raw.SET_IRQS, request)
+    assert counts(fds) == [0, 0, 1]
+
+
+@spec("VFIO_USER_DEVICE_SET_IRQS / Request")
+@needs("vectors")
+def test_trigger_reaches_the_vectors_of_the_range_only(device: Device, three: Enabled) -> None:
+    irq, fds = three
+    device.trigger(irq, 1, 1)
+    assert counts(fds) == [0, 1, 0]
+    device.trigger(irq, 1, 2)
+    assert counts(fds) == [0, 1, 1]
 
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
@@ -114,25 +121,23 @@ def test_vectors_may_be_set_in_any_number_of_messages(device: Device) -> None:
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
 @needs("vectors")
-def test_vectors_of_a_range_without_descriptors_are_taken_away(device: Device) -> None:
-    irq = many(device)
-    with eventfds(3) as fds:
-        device.enable(irq, fds)
-        request = raw.irq_set(raw.EVENTFD | raw.TRIGGER, irq.index, 1, 1)
-        device.client.done(raw.SET_IRQS, request)
-        device.trigger(irq, 0, 3)
-        assert counts(fds) == [1, 0, 1]
+def test_vectors_of_a_range_without_descriptors_are_taken_away(
+    device: Device, three: Enabled
+) -> None:
+    irq, fds = three
+    request = raw.irq_set(raw.EVENTFD | raw.TRIGGER, irq.index, 1, 1)
+    device.client.done(raw.SET_IRQS, request)
+    device.trigger(irq, 0, 3)
+    assert counts(fds) == [1, 0, 1]
 
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
 def test_an_interrupt_without_a_descriptor_is_taken_away(device: Device) -> None:
-    for irq in device.irqs:
-        with eventfds() as fds:
-            device.enable(irq, fds)
-            request = raw.irq_set(raw.EVENTFD | raw.TRIGGER, irq.index, 0, 1)
-            device.client.done(raw.SET_IRQS, request)
-            device.trigger(irq)
-            assert counts(fds) == [0]
+    for irq, fds in each(device):
+        request = raw.irq_set(raw.EVENTFD | raw.TRIGGER, irq.index, 0, 1)
+        device.client.done(raw.SET_IRQS, request)
+        device.trigger(irq)
+        assert counts(fds) == [0]
 
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
@@ -157,13 +162,11 @@ def test_a_count_of_0_disables_the_whole_index(device: Device) -> None:
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
 def test_a_disabled_index_can_be_enabled_again(device: Device) -> None:
-    for irq in device.irqs:
-        with eventfds() as fds:
-            device.enable(irq, fds)
-            device.disable(irq)
-            device.enable(irq, fds)
-            device.trigger(irq)
-            assert counts(fds) == [1]
+    for irq, fds in each(device):
+        device.disable(irq)
+        device.enable(irq, fds)
+        device.trigger(irq)
+        assert counts(fds) == [1]
 
 
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
@@ -201,7 +204,7 @@ def test_each_combination_is_carried_out_or_refused(device: Device, data: str, a
 @pytest.mark.parametrize("data", ["none", "bool"])
 def test_what_can_be_masked_is_masked_and_unmasked(device: Device, data: str) -> None:
     for irq in (irq for irq in device.irqs if irq.flags & MASKABLE):
-        with eventfds() as fds:
+        with eventfds(1) as fds:
             device.enable(irq, fds)
             for action in (raw.MASK, raw.UNMASK):
                 bools = BOOLS.get(DATA[data], b"")
@@ -238,7 +241,7 @@ def test_set_irqs_without_reply_is_done_when_the_next_command_is_answered(
     device: Device,
 ) -> None:
     for irq in device.irqs:
-        with eventfds() as fds:
+        with eventfds(1) as fds:
             request = raw.irq_set(raw.EVENTFD | raw.TRIGGER, irq.index, 0, 1)
             device.client.send(raw.frame(raw.SET_IRQS, request, flags=raw.NO_REPLY), fds)
             device.trigger(irq)
@@ -262,7 +265,7 @@ def act(device: Device, action: int) -> None:
 @needs("registers")
 def test_what_masks_itself_fires_once_until_it_is_unmasked(device: Device) -> None:
     assert device.irq(raw.INTX).flags & AUTOMASKED
-    with eventfds() as fds:
+    with eventfds(1) as fds:
         device.enable(device.irq(raw.INTX), fds)
         set_pin(device, 1)
         assert counts(fds) == [1]
@@ -276,7 +279,7 @@ def test_what_masks_itself_fires_once_until_it_is_unmasked(device: Device) -> No
 @spec("VFIO_USER_DEVICE_SET_IRQS / Request")
 @needs("registers")
 def test_an_interrupt_that_is_masked_does_not_fire_until_it_is_unmasked(device: Device) -> None:
-    with eventfds() as fds:
+    with eventfds(1) as fds:
         device.enable(device.irq(raw.INTX), fds)
         act(device, raw.MASK)
         set_pin(device, 1)
@@ -289,7 +292,7 @@ def test_an_interrupt_that_is_masked_does_not_fire_until_it_is_unmasked(device: 
 @needs("registers")
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_an_interrupt_is_masked_where_its_boolean_is_true(device: Device, wanted: int) -> None:
-    with eventfds() as fds:
+    with eventfds(1) as fds:
         device.enable(device.irq(raw.INTX), fds)
         flags = raw.BOOL | raw.MASK
         request = raw.irq_set(flags, raw.INTX, 0, 1, data=bytes([wanted]))

@@ -13,11 +13,12 @@ import time
 
 import pytest
 
-from tests.conformance.protocol.device import IOVA, PAGE, Device, eventfds, in_step, memory
-from tests.conformance.protocol.peers import TWIN, Host
+from tests.conformance.protocol.device import Device, in_step
+from tests.conformance.protocol.peers import Host
 from tests.conformance.protocol.server.test_dma_requests import serve
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
+from tests.fault.clients import IOVA, PAGE, TWIN, eventfds, memfd
 from tests.fault.raw import Peer, RawClient, fired
 
 TIMER = 0
@@ -45,7 +46,7 @@ def follow(peer: Peer) -> tuple[bytes, list[int]]:
 @needs("timer")
 @pytest.mark.parametrize("twin", [False, True], ids=["main socket", "twin socket"])
 def test_interrupt_and_dma(peer: Host, twin: bool) -> None:
-    with peer.connect() as client, memory() as fd, eventfds() as irqs:
+    with peer.connect() as client, memfd(PAGE) as fd, eventfds(1) as irqs:
         ends = client.negotiate(TWIN if twin else raw.JSON).fds
         assert len(ends) == twin
         with Peer(socket.socket(fileno=ends[0]) if twin else client.sock.dup()) as channel:

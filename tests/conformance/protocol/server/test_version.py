@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conformance.protocol.device import in_step
-from tests.conformance.protocol.peers import TWIN, Host
+from tests.conformance.protocol.peers import Host
 from tests.conformance.protocol.specification import READ_AND_WRITE_OPERATIONS, spec
 from tests.fault import raw
+from tests.fault.clients import TWIN
 from tests.fault.raw import Message
 
 NUMBERS = ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes")
