@@ -174,9 +174,9 @@ def test_the_writes_are_done_in_order(multi: RawClient) -> None:
 @pytest.mark.parametrize("size", range(1, 9))
 def test_a_write_of_many_has_1_to_8_bytes(multi: RawClient, size: int) -> None:
     for region in Device(multi).memories:
-        multi.write(region.index, 0, bytes(8))
+        multi.write(region.index, 0, b"\x5a" * 8)
         multi.done(raw.WRITE_MULTI, raw.write_multi((region.index, 0, b"\xa5" * size)))
-        assert multi.read(region.index, 0, 8) == (b"\xa5" * size).ljust(8, b"\0")
+        assert multi.read(region.index, 0, 8) == (b"\xa5" * size).ljust(8, b"\x5a")
 
 
 @spec("VFIO_USER_REGION_WRITE_MULTI / Single Device Write Format")
