@@ -125,6 +125,7 @@ class Session:
         name: str,
         on_request: Callable[[Channel, PeerRequest], None],
         on_lost: Callable[[VFIOError], None],
+        twin: bool = False,
     ) -> Channel:
         return Channel(
             sock,
@@ -134,6 +135,7 @@ class Session:
             timeout=REQUEST_TIMEOUT,
             on_request=on_request,
             on_lost=on_lost,
+            twin=twin,
         )
 
     def run(self) -> None:
@@ -238,7 +240,9 @@ class Session:
             log.warning("%s: %s", name, error)
             return None
         try:
-            self._twin = self._make_channel(own_end, name, self._refuse_on_twin, self._on_twin_lost)
+            self._twin = self._make_channel(
+                own_end, name, self._refuse_on_twin, self._on_twin_lost, twin=True
+            )
         except (OSError, RuntimeError) as error:
             log.warning("%s: %s", name, error)
             client_end.close()

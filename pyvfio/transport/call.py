@@ -32,7 +32,7 @@ class Outgoing:
         self.fds = [os.dup(fd) for fd in fds]
 
     def seal(self) -> None:
-        """Nothing more comes into the message: its first byte is about to be sent."""
+        """Nothing more comes into the message: it is about to be sent, or another follows it."""
 
     def drop_fds(self) -> None:
         """Close the descriptors: they have been sent, or never will be."""

@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pyvfio.errors import (
     ConnectionLost,
@@ -39,6 +39,7 @@ from pyvfio.errors import (
     VFIOTimeout,
 )
 from pyvfio.polling import milliseconds
+from pyvfio.transport import trace
 from pyvfio.transport.call import Call, Outgoing, Reply, Waiter, WriteCollection
 from pyvfio.transport.sockets import close_fds, receive, send
 from pyvfio.uapi.layout import Buffer
@@ -54,7 +55,7 @@ from pyvfio.wire.connection import (
     RequestReceived,
 )
 from pyvfio.wire.header import Command, command_name
-from pyvfio.wire.messages import Message, RegionWrite, Request, payload_size
+from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request, payload_size
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Channel:
         reads; it must not wait, owns ``request.fds``, and answers with :meth:`reply` or
         :meth:`refuse`, then or later.
     :param on_lost: called once when the peer is gone, in whichever thread noticed; not on close().
+    :param twin: whether this is the socket for the server's own commands.
     """
 
     def __init__(
@@ -101,12 +103,14 @@ class Channel:
         timeout: float,
         on_request: Callable[[Channel, PeerRequest], None],
         on_lost: Callable[[VFIOError], None],
+        twin: bool = False,
     ) -> None:
         self.name = name
         self.timeout = timeout
         self._sock = sock
         self._sock.setblocking(False)
         self._connection = Connection(role, max_data)
+        self._tracer: trace.Tracer | None = None
         self._on_request = on_request
         self._on_lost = on_lost
         self._lock = threading.Lock()
@@ -132,6 +136,9 @@ class Channel:
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._poller.register(self._wake_fd, select.POLLIN)
+            self._tracer = trace.tracer(sock, role, name, twin)
+            if self._tracer is not None:
+                self._connection.observer = self._tracer.received
             self._thread.start()
         except BaseException:
             self._drop_descriptors()
@@ -199,9 +206,8 @@ class Channel:
             last = self._queue[-1]
             added = last.add(write) if isinstance(last, WriteCollection) else 0
             if not added:
-                last = WriteCollection(
-                    lambda writes: self._encode_posted(Command.REGION_WRITE_MULTI, writes)
-                )
+                last.seal()
+                last = WriteCollection(self._encode_collected)
                 added = last.add(write)
                 self._queue.append(last)
             self._queued += added
@@ -217,7 +223,7 @@ class Channel:
             while not call.ready():
                 call.sleep(None)
             return
-        raise self._timeout(call.command, seconds, "no reply")
+        raise self._timeout(call.command, seconds, "no reply", id=call.number)
 
     # Answers to the peer
 
@@ -276,6 +282,7 @@ class Channel:
                 return
             self._room.wait_for(lambda: not self._queue or self._lost is not None, LINGER)
             self._closing = True
+            self._note("closed")
             self._room.notify_all()
             self._wake()
         self._pass_turn()
@@ -319,6 +326,7 @@ class Channel:
                 self._send(buffers, fds)
             except OSError as error:
                 if error.errno not in _GONE:
+                    self._note("not sent", command=command_name(command), reason=str(error))
                     self._take_back(number)
                     raise
                 failure = error
@@ -349,8 +357,18 @@ class Channel:
     def _encode_posted(self, command: Command, message: Request) -> list[Buffer]:
         return self._encode(command, message, None, no_reply=True)[1]
 
+    def _encode_collected(self, writes: RegionWriteMulti) -> list[Buffer]:
+        buffers = self._encode_posted(Command.REGION_WRITE_MULTI, writes)
+        if self._tracer is not None:
+            self._tracer.sent(buffers, ())
+        return buffers
+
     def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> None:
         """Send or queue, with the lock held; where it raises OSError, nothing was sent."""
+        if self._queue:
+            self._queue[-1].seal()  # so that a trace has the messages in the order of the stream
+        if self._tracer is not None:
+            self._tracer.sent(buffers, fds)
         sent = 0 if self._queue else send(self._sock, buffers, fds)
         rest = payload_size(buffers) - sent
         if rest:
@@ -555,6 +573,7 @@ class Channel:
         elif isinstance(event, ReplyDropped):
             close_fds(event.fds)
             log.info("%s: reply %d came too late", self.name, event.id)
+            self._note("late reply", id=event.id)
 
     def _flush(self) -> None:
         try:
@@ -602,6 +621,7 @@ class Channel:
             if self._lost is not None or self._closing:
                 return
             self._lost = kind(reason, uri=self.name, hint=hint)
+            self._note("protocol error" if kind is RemoteProtocolError else "lost", reason=reason)
             self._room.notify_all()
             self._wake()
         self._finish_all(kind, reason, hint)
@@ -617,5 +637,13 @@ class Channel:
         reason = self._lost.reason if self._lost is not None else "the connection is lost"
         return ConnectionLost(reason, op=command_name(command), uri=self.name)
 
-    def _timeout(self, command: int, seconds: float | None, reason: str) -> VFIOTimeout:
-        return VFIOTimeout(f"{reason} within {seconds} s", op=command_name(command), uri=self.name)
+    def _timeout(
+        self, command: int, seconds: float | None, reason: str, **details: int
+    ) -> VFIOTimeout:
+        name, reason = command_name(command), f"{reason} within {seconds} s"
+        self._note("time-out", command=name, reason=reason, **details)
+        return VFIOTimeout(reason, op=name, uri=self.name)
+
+    def _note(self, event: str, **details: Any) -> None:
+        if self._tracer is not None:
+            self._tracer.event(event, **details)

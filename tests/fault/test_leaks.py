@@ -35,7 +35,7 @@ GROWTH = 2 << 20
 
 TWIN = b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}\0'
 
-OPEN_MESSAGES = 12
+OPEN_MESSAGES = 13
 """Commands that opening the raw server's device takes."""
 
 

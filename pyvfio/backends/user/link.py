@@ -76,13 +76,17 @@ class Link(Closing):
         self.version, self.limits, twin = negotiate(main, own_capabilities(options.twin_socket))
         if twin is not None:
             # Without it the server cannot ask for memory any more, but it can be asked.
-            self._channel(twin, f"{options.uri} (twin socket)", _note_loss)
+            self._channel(twin, f"{options.uri} (twin socket)", _note_loss, twin=True)
         self.device_io = UserDeviceIO(main, self.limits)
         self._undo.callback(self.device_io.close)
         self.container_io = UserContainerIO(main, self.limits, options.secure_dma)
 
     def _channel(
-        self, sock: socket.socket, name: str, on_lost: Callable[[VFIOError], None]
+        self,
+        sock: socket.socket,
+        name: str,
+        on_lost: Callable[[VFIOError], None],
+        twin: bool = False,
     ) -> Channel:
         made = Channel(
             sock,
@@ -92,6 +96,7 @@ class Link(Closing):
             timeout=self._options.timeout,
             on_request=self._service,
             on_lost=on_lost,
+            twin=twin,
         )
         self._undo.callback(made.close)
         return made
