@@ -2,7 +2,8 @@
 """The servers that the suite runs on: those of this package, and others that are given.
 
 ``PYVFIO_LIBVFIO_USER`` names a folder with libvfio-user's sample servers ``gpio-pci-idio-16`` and
-``server``.  (The BAR 1 of ``server`` must be a power of two for it to start; its 3 pages are not.)
+``server``, or one of them.  (The BAR 1 of ``server`` must be a power of two for it to start; the 3
+pages that it has at some commits are not.)
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.fault.raw import RawClient
 from tests.support import ROOT, START_SECONDS
@@ -34,7 +37,6 @@ class Peer:
         the server says (``test_traits``):
 
         ``memory``       a region with areas that can be mapped
-        ``no reset``     DEVICE_RESET is not announced
         ``maskable``     an interrupt index that can be masked
         ``vectors``      an interrupt index of three vectors or more
         ``migration``    DEVICE_FEATURE_MIGRATION is answered
@@ -72,7 +74,19 @@ SAMPLES = (
     _sample("gpio-pci-idio-16", "stays"),
     _sample("server", "memory", "timer"),
 )
-PEERS = {peer.name: peer for peer in (OWN + SAMPLES if os.environ.get(LIBVFIO_USER) else OWN)}
+
+
+def _peers() -> Iterator[Peer]:
+    yield from OWN
+    folder = os.environ.get(LIBVFIO_USER)
+    if folder:
+        found = [sample for sample in SAMPLES if os.access(sample.command[0], os.X_OK)]
+        if not found:
+            raise pytest.UsageError(f"{LIBVFIO_USER}={folder}: no sample server is there")
+        yield from found
+
+
+PEERS = {peer.name: peer for peer in _peers()}
 """The servers to run on, by name."""
 
 

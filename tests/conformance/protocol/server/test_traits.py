@@ -18,7 +18,6 @@ def traits(device: Device) -> set[str]:
     migration = device.client.ask(raw.DEVICE_FEATURE, FEATURE_GET_MIGRATION).error == 0
     seen = {
         "memory": bool(device.memories),
-        "no reset": not device.info[0] & 1,
         "maskable": any(irq.flags & MASKABLE for irq in device.irqs),
         "vectors": any(irq.count > 2 for irq in device.irqs),
         "migration": migration,
