@@ -106,9 +106,10 @@ def resident(pid: int | str = "self") -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def shared_segments() -> set[str]:
-    """What pyvfio has left in /dev/shm."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("pyvfio")}
+def shared_segments(pid: int | None = None) -> set[str]:
+    """What pyvfio has left in /dev/shm: that of one process, or of all."""
+    start = "pyvfio" if pid is None else f"pyvfio-{pid}-"
+    return {name for name in os.listdir("/dev/shm") if name.startswith(start)}
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:

@@ -40,7 +40,10 @@ def add_parser(verbs: Any) -> None:
     )
     known = ", ".join(models.MODELS)
     parser.add_argument("model", metavar="MODEL", help=f"{known}, or module:Class of your own")
-    parser.add_argument("--socket", required=True, metavar="PATH", help="where to listen")
+    # The second name is that of the specification, "Backend Program Conventions".
+    parser.add_argument(
+        "--socket", "--socket-path", required=True, metavar="PATH", help="where to listen"
+    )
     parser.add_argument(
         "--mode",
         type=_mode,

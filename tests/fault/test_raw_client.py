@@ -991,15 +991,6 @@ def test_a_descriptor_goes_with_the_first_byte(tester: RawClient) -> None:
     assert run_test_dma(tester, TO_DEVICE) == 0
 
 
-def test_pipelined_requests_are_answered_in_order(edu_client: RawClient) -> None:
-    messages = (
-        raw.frame(raw.REGION_READ, raw.region_range(raw.CONFIG, n % 64, 1), number=n)
-        for n in range(500)
-    )
-    edu_client.send(b"".join(messages))
-    assert [edu_client.receive().number for _ in range(500)] == list(range(500))
-
-
 def test_descriptors_of_pipelined_messages_stay_with_their_message(
     tester: RawClient,
 ) -> None:
