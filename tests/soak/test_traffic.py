@@ -33,7 +33,6 @@ def test_no_deadlock_and_no_wrong_byte_while_both_sides_send(
         traffic.stop()
         seconds = time.monotonic() - start
         device = traffic.device_tallies()
-        traffic.close()
     figures.append(f"{'twin socket' if twin else 'one socket'}, {seconds:.1f} s")
     for name, tally in traffic.tallies.items():
         figures.append(line(f"client, {name}", tally, seconds))

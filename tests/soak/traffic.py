@@ -11,8 +11,9 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import pyvfio
@@ -27,6 +28,9 @@ SECONDS = 60.0
 
 BULK, SINGLE, MAPS = 2, 2, 1
 """Threads that move blocks to and from the device's memory, use registers, and map and unmap."""
+
+WAIT, AWAIT, OPEN = "wait", "await", "open"
+"""Names of the loads that are not always there."""
 
 NEVER, NEVER_ASYNC = 6, 7
 """Vectors that never fire."""
@@ -76,35 +80,34 @@ class Tally:
 class Traffic:
     """Loads on a device whose bus mastering they switch on; started by the constructor.
 
+    :param patience: seconds that a load waits for the device to move a block.
     :ivar ends: how each load that ended by itself did: its name and the error.
     """
 
-    def __init__(self, dev: PCIDevice) -> None:
+    def __init__(self, dev: PCIDevice, patience: float = SECONDS) -> None:
         self.dev = dev
         self.ends: list[tuple[str, Exception]] = []
         self.tallies: dict[str, Tally] = {}
+        self._patience = patience
         self._stopping = False
         self._threads: list[threading.Thread] = []
         self._registers = dev.bars[REGISTERS]
         self._memory = dev.bars[MEMORY]
         self._inverses = dev.bars[INVERSES]
         self._inverses.posted = True
-        self._resources = ExitStack()
         dev.bus_master = True
-        self._irqs = self._resources.enter_context(dev.msi.enable(model.VECTORS))
-        self._rings = [self._make_ring(stream) for stream in range(model.STREAMS)]
-        self._wait_until_idle()
+        self._irqs = dev.msi.enable(model.VECTORS)
+        rings = [dev.dma.alloc(model.RING_SIZE) for _ in range(model.STREAMS)]
+        self.wait_until_idle()
+        for stream, ring in enumerate(rings):
+            self._registers.write64(register(stream, model.RING), ring.iova)
         self._registers.write32(model.RUN, 1)
-        self._start_loads()
+        self._start_loads(rings)
 
-    def _make_ring(self, stream: int) -> DMABuffer:
-        ring = self._resources.enter_context(self.dev.dma.alloc(model.RING_SIZE))
-        self._registers.write64(register(stream, model.RING), ring.iova)
-        return ring
-
-    def _start_loads(self) -> None:
-        for stream in range(model.STREAMS):
-            self.start("stream", partial(self._give if stream % 2 else self._take, stream))
+    def _start_loads(self, rings: Sequence[DMABuffer]) -> None:
+        for stream, ring in enumerate(rings):
+            load = self._give if stream % 2 else self._take
+            self.start("stream", partial(load, stream, ring))
         for number in range(BULK):
             self.start("bulk", partial(self._move_blocks, number))
         for number in range(SINGLE):
@@ -124,6 +127,7 @@ class Traffic:
         try:
             load(tally)
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold views of DMA memory
             self.ends.append((name, error))
         finally:
             self.tallies[name].add(tally)
@@ -133,12 +137,12 @@ class Traffic:
 
     # Loads
 
-    def _take(self, stream: int, tally: Tally) -> None:
+    def _take(self, stream: int, ring: DMABuffer, tally: Tally) -> None:
         """Compare the blocks that the device puts into a ring."""
-        view = self._rings[stream].array
+        view = ring.array
         taken = 0
         for _ in self._going():
-            self._irqs[stream].wait(SECONDS)
+            self._irqs[stream].wait(self._patience)
             with tally.timed():
                 put = self._registers.read32(register(stream, model.PUT))
             for number in range(taken, put):
@@ -147,13 +151,13 @@ class Traffic:
                     self._registers.write32(register(stream, model.TAKEN), number + 1)
             taken = put
 
-    def _give(self, stream: int, tally: Tally) -> None:
+    def _give(self, stream: int, ring: DMABuffer, tally: Tally) -> None:
         """Put blocks into a ring, which the device compares."""
-        view = self._rings[stream].array
+        view = ring.array
         taken = 0
         for number in self._going():
             while number - taken >= model.SLOTS:
-                self._irqs[stream].wait(SECONDS)
+                self._irqs[stream].wait(self._patience)
                 with tally.timed():
                     taken = self._registers.read32(register(stream, model.TAKEN))
             _slot(view, number)[:] = pattern.block(stream, number).view("u1")
@@ -194,8 +198,8 @@ class Traffic:
         async def wait() -> None:
             await self._irqs[NEVER_ASYNC]
 
-        self.start("wait", lambda _: _ignore(self._irqs[NEVER].wait()))
-        self.start("await", lambda _: asyncio.run(wait()))
+        self.start(WAIT, lambda _: _ignore(self._irqs[NEVER].wait()))
+        self.start(AWAIT, lambda _: asyncio.run(wait()))
 
     def open_again(self, uri: str) -> None:
         """Also be a second client, which the server may let wait."""
@@ -205,34 +209,32 @@ class Traffic:
                 with tally.timed(0), pyvfio.open(uri):
                     pass
 
-        self.start("open", load)
+        self.start(OPEN, load)
 
     # The end
 
     def stop(self) -> None:
         """Let the loads come to their ends, then the device's streams."""
-        self._stopping = True
-        assert self.join(SECONDS), f"these hang: {self.alive()}"
+        self.stop_loads()
         self._registers.write32(model.RUN, 0)
-        self._wait_until_idle()
+        self.wait_until_idle()
 
-    def join(self, seconds: float) -> bool:
-        """Whether all loads ended within a time."""
+    def stop_loads(self) -> None:
+        """Let the loads come to their ends."""
+        self._stopping = True
+        self.join(SECONDS)
+
+    def join(self, seconds: float, *, but: Sequence[str] = ()) -> None:
+        """Assert that the loads end within a time, ``but`` for those of some names."""
         deadline = time.monotonic() + seconds
-        for thread in self._threads:
+        threads = [thread for thread in self._threads if thread.name not in but]
+        for thread in threads:
             thread.join(max(0, deadline - time.monotonic()))
-        return not self.alive()
+        hanging = [thread.name for thread in threads if thread.is_alive()]
+        assert not hanging, f"these hang: {hanging}"
 
-    def alive(self) -> list[str]:
-        """The loads that have not ended."""
-        return [thread.name for thread in self._threads if thread.is_alive()]
-
-    def close(self) -> None:
-        """Let go of interrupts and rings; after the loads have ended."""
-        self._rings.clear()
-        self._resources.close()
-
-    def _wait_until_idle(self) -> None:
+    def wait_until_idle(self) -> None:
+        """Wait until the device's streams have ended; those of an earlier client may be left."""
         deadline = time.monotonic() + SECONDS
         while self._registers.read32(model.ACTIVE):
             assert time.monotonic() < deadline, "the device's streams do not end"

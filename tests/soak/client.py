@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A client in a process of its own: ``python -m tests.soak.client URI TIMEOUT``.
+
+Says "ready", waits for a line, opens the device and starts its traffic.  At the next line, or when
+there is none to come, it lets go of everything and tells how its loads have ended.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pyvfio.errors import VFIOError
+from tests.soak.traffic import Traffic, open_by_messages
+
+
+def main(uri: str, timeout: float) -> None:
+    """Run; what ended the loads goes to stdout, in one line."""
+    _say("ready")
+    sys.stdin.readline()
+    try:
+        with open_by_messages(uri, timeout=timeout) as dev:
+            traffic = Traffic(dev, patience=timeout)
+            sys.stdin.readline()
+            traffic.stop_loads()
+    except VFIOError as error:
+        _say(type(error).__name__)
+    else:
+        _say(" ".join(sorted({type(error).__name__ for _, error in traffic.ends})))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))
