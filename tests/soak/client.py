@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import sys
 
+import pyvfio
 from pyvfio.errors import VFIOError
-from tests.soak.traffic import Traffic, open_by_messages
+from tests.soak.traffic import Traffic
 
 
 def main(uri: str, timeout: float) -> None:
@@ -18,7 +19,7 @@ def main(uri: str, timeout: float) -> None:
     _say("ready")
     sys.stdin.readline()
     try:
-        with open_by_messages(uri, timeout=timeout) as dev:
+        with pyvfio.open(uri, timeout=timeout, secure_dma=True) as dev:
             traffic = Traffic(dev, patience=timeout)
             sys.stdin.readline()
             traffic.stop_loads()

@@ -3,7 +3,7 @@
 
 ========  ==================================================================
 BAR 0     registers, 4 KiB, below
-BAR 2     memory, 1 MiB, reached by messages only
+BAR 2, 3  memory, 64 KiB each, reached by messages only
 BAR 4     1,024 registers of 32 bits that read as the inverse of what was written
 ========  ==================================================================
 
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 RUN, ACTIVE = 0x000, 0x004
 RING, PUT, TAKEN, ERRNO, WRONG, LONGEST = 0x00, 0x08, 0x0C, 0x10, 0x14, 0x18
-REGISTERS, MEMORY, INVERSES = 0, 2, 4
-MEMORY_SIZE = 1 << 20
+REGISTERS, INVERSES = 0, 4
+MEMORIES = (2, 3)
 STREAMS, SLOTS, VECTORS = 4, 4, 8
 RING_SIZE = SLOTS * pattern.BLOCK
 
@@ -61,7 +61,7 @@ class Traffic(DeviceModel):
     identity = Identity(0x1B36, 0x0005, 0x00FF00)
     bars: ClassVar[Mapping[int, ModelBAR]] = {
         REGISTERS: ModelBAR(4096),
-        MEMORY: ModelBAR(MEMORY_SIZE, backed=True),
+        **{number: ModelBAR(pattern.BLOCK, backed=True) for number in MEMORIES},
         INVERSES: ModelBAR(4096),
     }
     msi = ModelMSI(VECTORS)

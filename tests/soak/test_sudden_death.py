@@ -26,7 +26,7 @@ from pyvfio.errors import BackendUnavailable, ConnectionLost, DeviceClosed, VFIO
 from pyvfio.pci.device import PCIDevice
 from tests import holdings
 from tests.soak import LONG, model
-from tests.soak.traffic import AWAIT, OPEN, WAIT, Traffic, open_by_messages
+from tests.soak.traffic import AWAIT, OPEN, WAIT, Traffic
 from tests.support import ROOT, ServerProcess, eventually, shared_segments, thread_names
 
 SCALE = 10 if LONG else 1
@@ -141,7 +141,7 @@ def meet_a_kill(server: ServerProcess, chance: random.Random, figures: Figures) 
     uri = uri_of(server, chance)
     strike = Strike(server.pid, signal.SIGKILL, chance.uniform(0, LATEST))
     try:
-        with open_by_messages(uri, timeout=PATIENT) as dev:
+        with pyvfio.open(uri, timeout=PATIENT, secure_dma=True) as dev:
             traffic = start_traffic(dev, PATIENT)
             strike.wait()
             with figures.timed():
@@ -174,7 +174,7 @@ def meet_a_stop(server: ServerProcess, chance: random.Random, figures: Figures) 
     uri = uri_of(server, chance)
     strike = Strike(server.pid, signal.SIGSTOP, chance.uniform(0, LATEST))
     try:
-        with open_by_messages(uri, timeout=HASTY) as dev:
+        with pyvfio.open(uri, timeout=HASTY, secure_dma=True) as dev:
             traffic = start_traffic(dev, HASTY)
             strike.wait()
             with figures.timed():

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+import pyvfio
 from tests.soak import SECONDS
-from tests.soak.traffic import Tally, Traffic, open_by_messages
+from tests.soak.traffic import Tally, Traffic
 from tests.support import ServerProcess
 
 
@@ -26,7 +27,7 @@ def test_no_deadlock_and_no_wrong_byte_while_both_sides_send(
     serve: Callable[..., ServerProcess], twin: bool, figures: list[str]
 ) -> None:
     server = serve("tests.soak.model:Traffic")
-    with open_by_messages(server.uri, twin_socket=twin) as dev:
+    with pyvfio.open(server.uri, twin_socket=twin, secure_dma=True) as dev:
         traffic = Traffic(dev)
         start = time.monotonic()
         time.sleep(SECONDS)
