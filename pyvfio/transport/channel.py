@@ -160,6 +160,8 @@ class Channel:
         """Send a command without waiting; its :class:`Call` waits.
 
         ``fds`` stay the caller's, who may close them when this returns.
+
+        :raises VFIOTimeout: the peer does not read and too much is queued for it already.
         """
         self._refuse_reader(command)
         call = Call(self, command)
@@ -171,7 +173,7 @@ class Channel:
             return call.number, buffers
 
         try:
-            self._transmit(command, encode, fds)
+            self._transmit(command, encode, fds, room=self.timeout)
         except ConnectionLost:
             if call.number < 0:  # otherwise it was pending, and losing the peer completes it
                 raise
