@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from typing import NamedTuple
 
 from pyvfio.errors import (
@@ -49,18 +50,37 @@ def connect(path: str, uri: str, timeout: float) -> socket.socket:
     :raises VFIOTimeout: the server's queue of clients is full.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + timeout
     try:
-        # A time-out of Python's own would not wait for room in the server's queue of clients.
-        microseconds = max(1, int(1e6 * timeout))
-        limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        sock.connect(path)
+        # A signal may end the wait before a server has accepted, which looks like success.
+        while not _connected(sock):
+            _try_to_connect(sock, path, deadline - time.monotonic())
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
             raise _open_error(error, uri, timeout) from error
         raise
     return sock
+
+
+def _try_to_connect(sock: socket.socket, path: str, seconds: float) -> None:
+    if seconds <= 0:
+        raise TimeoutError
+    # A time-out of Python's own would not wait for room in the server's queue of clients.
+    microseconds = max(1, int(1e6 * seconds))
+    limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    sock.connect(path)
+
+
+def _connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True
 
 
 def _open_error(error: OSError, uri: str, timeout: float) -> Exception:
