@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Signals in the middle of everything, and processes that fork with a device open."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+import pyvfio
+from tests.soak.traffic import Traffic
+from tests.support import ROOT, ServerProcess
+
+SECONDS = 60
+"""How long a program in another process may take."""
+
+Serve: TypeAlias = Callable[..., ServerProcess]
+
+
+def run(program: str, *arguments: str) -> str:
+    """Run a program in a process of its own, whose signals are its own; returns what it says."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# Handlers that return: system calls are cut short (EINTR) and must go on
+
+
+TEN_THOUSAND_REQUESTS = """
+import sys, pyvfio
+from tests.fault.stormy import storm
+from tests.soak.model import INVERSES
+
+with storm() as signals, pyvfio.open(sys.argv[1]) as dev:
+    bar = dev.bars[INVERSES]
+    for number in range(5000):
+        bar.posted = bool(number % 2)
+        bar.write32(4 * (number % 1024), number)
+        assert bar.read32(4 * (number % 1024)) == ~number & 0xFFFFFFFF
+    before = signals.count
+    with dev.msi.enable(1) as irqs:
+        for _ in range(100):
+            irqs.trigger()
+            assert irqs[0].wait(10) == 1
+        try:
+            irqs[0].wait(0.3)
+        except pyvfio.VFIOTimeout:
+            pass
+    assert signals.count - before > 100
+"""
+
+TRAFFIC = """
+import sys, time, pyvfio
+from tests.fault.stormy import storm
+from tests.soak.traffic import Traffic
+
+with storm() as signals, pyvfio.open(sys.argv[1], secure_dma=True) as dev:
+    traffic = Traffic(dev)
+    time.sleep(1)
+    traffic.stop()
+    assert traffic.ends == []
+    traffic.device_tallies()
+    assert signals.count > 100
+"""
+
+
+@pytest.mark.parametrize(
+    "program", [TEN_THOUSAND_REQUESTS, TRAFFIC], ids=["10,000 requests", "traffic both ways"]
+)
+def test_signals_do_not_disturb_a_client(serve: Serve, program: str) -> None:
+    run(program, serve("tests.soak.model:Traffic").uri)
+
+
+@pytest.mark.parametrize("twin", [True, False], ids=["twin socket", "one socket"])
+def test_signals_do_not_disturb_a_server(serve: Serve, twin: bool) -> None:
+    server = serve("tests.fault.stormy:StormyTraffic")
+    with pyvfio.open(server.uri, secure_dma=True, twin_socket=twin) as dev:
+        for number in range(5000):
+            dev.bars[4].write32(0, number)
+            assert dev.bars[4].read32(0) == ~number & 0xFFFFFFFF
+        traffic = Traffic(dev)
+        time.sleep(1)
+        traffic.stop()
+        assert traffic.ends == []
+        traffic.device_tallies()
+    assert server.stop() == (0, "")
+
+
+OPEN_OF_A_FULL_QUEUE = """
+import sys, time, pyvfio
+from tests.fault.stormy import storm
+
+with storm() as signals:
+    start = time.monotonic()
+    try:
+        pyvfio.open(sys.argv[1], timeout=0.5)
+    except pyvfio.VFIOTimeout as error:
+        print(error.reason)
+    assert signals.count > 100
+"""
+
+
+def test_signals_do_not_disturb_a_client_that_waits_to_be_accepted(socket_folder: Path) -> None:
+    path = socket_folder / "full.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+        said = run(OPEN_OF_A_FULL_QUEUE, f"vfio-user:{path}")
+    path.unlink()
+    assert said == "the server accepts nobody within 0.5 s\n"
