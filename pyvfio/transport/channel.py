@@ -25,6 +25,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -72,6 +73,8 @@ IDLE = 0.001
 """Seconds without a caller after which the channel's own thread takes the turn to read."""
 
 PeerRequest: TypeAlias = RequestReceived | RequestInvalid
+
+LEFT_TO_PARENT = "the connection is that of the process which forked; open one after the fork"
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _Encode: TypeAlias = Callable[[], tuple[int | None, list[Buffer]]]
@@ -139,6 +142,7 @@ class Channel:
             self._tracer = trace.tracer(sock, role, name, twin)
             if self._tracer is not None:
                 self._connection.observer = self._tracer.received
+            _channels.add(self)
             self._thread.start()
         except BaseException:
             self._drop_descriptors()
@@ -292,6 +296,21 @@ class Channel:
         with self._turn:  # whoever reads has seen that it is over
             self._finish_all(DeviceClosed, "closed")
         self._drop_descriptors()
+
+    def after_fork(self) -> None:
+        """In the child of a fork: leave the connection to the parent.
+
+        Two processes cannot share a stream; and a child that kept the socket would keep the peer
+        from hearing of the parent's end.
+        """
+        # Who held these is not here to release them.
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._waiters, self._standby = [], False
+        self._drop_descriptors()
+        if not self._closing:
+            self._lost = ConnectionLost(LEFT_TO_PARENT, uri=self.name)
+            self._on_lost(self._lost)
 
     def _drop_descriptors(self) -> None:
         for outgoing in self._queue:
@@ -649,3 +668,14 @@ class Channel:
     def _note(self, event: str, **details: Any) -> None:
         if self._tracer is not None:
             self._tracer.event(event, **details)
+
+
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for channel in list(_channels):
+        channel.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -14,11 +14,14 @@ from typing import TypeAlias
 import pytest
 
 import pyvfio
+from tests.fault.raw import RawClient
 from tests.soak.traffic import Traffic
 from tests.support import ROOT, ServerProcess
 
 SECONDS = 60
 """How long a program in another process may take."""
+
+STRICT = ("-W", "error", "-W", "ignore:.*multi-threaded:DeprecationWarning")
 
 Serve: TypeAlias = Callable[..., ServerProcess]
 
@@ -26,7 +29,7 @@ Serve: TypeAlias = Callable[..., ServerProcess]
 def run(program: str, *arguments: str) -> str:
     """Run a program in a process of its own, whose signals are its own; returns what it says."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, *arguments],
+        [sys.executable, *STRICT, "-c", program, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -43,6 +46,7 @@ def run(program: str, *arguments: str) -> str:
 TEN_THOUSAND_REQUESTS = """
 import sys, pyvfio
 from tests.fault.stormy import storm
+from tests.fault.raw import RawClient
 from tests.soak.model import INVERSES
 
 with storm() as signals, pyvfio.open(sys.argv[1]) as dev:
@@ -66,6 +70,7 @@ with storm() as signals, pyvfio.open(sys.argv[1]) as dev:
 TRAFFIC = """
 import sys, time, pyvfio
 from tests.fault.stormy import storm
+from tests.fault.raw import RawClient
 from tests.soak.traffic import Traffic
 
 with storm() as signals, pyvfio.open(sys.argv[1], secure_dma=True) as dev:
@@ -123,3 +128,86 @@ def test_signals_do_not_disturb_a_client_that_waits_to_be_accepted(socket_folder
         said = run(OPEN_OF_A_FULL_QUEUE, f"vfio-user:{path}")
     path.unlink()
     assert said == "the server accepts nobody within 0.5 s\n"
+
+
+# A process that forks with a device open: the device is the parent's
+
+
+FORK = """
+import os, sys, threading, pyvfio
+
+def sockets():
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return [link for link in links if os.path.exists(link) and "socket:" in os.readlink(link)]
+
+def child(use):
+    try:
+        exec(use)
+    except pyvfio.VFIOError as error:
+        print(type(error).__name__)
+    sys.stdout.flush()
+    os._exit(0)
+
+over = threading.Event()
+
+def read_all_the_time():
+    while not over.is_set():
+        bar.read32(0)
+
+with pyvfio.open(sys.argv[1]) as dev, dev.msi.enable(1) as irqs:
+    bar = dev.bars[0]
+    buffer = dev.dma.alloc(4096)
+    thread = threading.Thread(target=read_all_the_time)
+    thread.start()
+    for _ in range(5):
+        pid = os.fork()
+        if not pid:
+            child(sys.argv[2])
+        assert os.waitpid(pid, 0)[1] == 0
+        bar.write32(4, pid)
+        assert bar.read32(4) == ~pid & 0xFFFFFFFF
+        irqs.trigger()
+        assert irqs[0].wait(10) == 1
+    over.set()
+    thread.join()
+    buffer.close()
+"""
+
+USES = {
+    "read": ("bar.read32(0)", "ConnectionLost"),
+    "post": ("bar.write32(4, 1)", "ConnectionLost"),
+    "map": ("dev.dma.alloc(4096)", "ConnectionLost"),
+    "wait": ("irqs[0].wait()", "ConnectionLost"),
+    "reset": ("dev.reset()", "ConnectionLost"),
+    "close": ("dev.close()", ""),
+    "close the interrupts": ("irqs.close()", ""),
+    "close the buffer": ("buffer.close()", ""),
+    "leave": ("dev.__exit__(None, None, None); print(dev.closed)", "True"),
+    "hold": ("print(len(sockets()))", "0"),
+}
+
+
+@pytest.mark.parametrize(("use", "outcome"), USES.values(), ids=USES)
+def test_a_child_cannot_use_or_disturb_the_device_of_its_parent(
+    edu_server: ServerProcess, use: str, outcome: str
+) -> None:
+    assert run(FORK, edu_server.uri, use).split() == 5 * outcome.split()
+
+
+ORPHAN = """
+import os, sys, pyvfio
+dev = pyvfio.open(sys.argv[1])
+if os.fork():
+    os._exit(0)
+sys.stdin.read()
+"""
+
+
+def test_a_child_does_not_keep_the_server_from_hearing_that_its_parent_is_gone(
+    edu_server: ServerProcess,
+) -> None:
+    command = [sys.executable, *STRICT, "-c", ORPHAN, edu_server.uri]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as parent:
+        assert parent.wait(SECONDS) == 0
+        with RawClient(edu_server.path) as client:
+            client.negotiate()

@@ -16,7 +16,7 @@ from pyvfio.backends.user.device_io import UserDeviceIO
 from pyvfio.backends.user.dma_service import DMAService
 from pyvfio.closing import Closing
 from pyvfio.errors import BackendUnavailable, DeviceNotFound, VFIOError
-from pyvfio.transport.channel import Channel
+from pyvfio.transport.channel import LEFT_TO_PARENT, Channel
 from pyvfio.wire.commands import Role
 from pyvfio.wire.version import DEFAULT_MAX_DATA_XFER_SIZE
 
@@ -131,4 +131,5 @@ def reach(make: Callable[[], Link], seconds: float) -> Link:
 
 
 def _note_loss(error: VFIOError) -> None:
-    log.warning("%s", error)
+    if error.reason != LEFT_TO_PARENT:
+        log.warning("%s", error)
