@@ -8,7 +8,6 @@ The kernel wants the virtual address of DMA memory, a vfio-user server the descr
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import os
@@ -132,7 +131,7 @@ class SharedMemory(Closing):
         except OSError as error:
             hint = "are huge pages reserved? (vm.nr_hugepages)" if huge_page_size else ""
             raise VFIOError(
-                os.strerror(error.errno or errno.EIO),
+                os.strerror(error.errno) if error.errno else str(error),
                 op=f"allocate {self.size} bytes of shared memory",
                 errno=error.errno,
                 hint=hint,
