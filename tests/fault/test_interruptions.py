@@ -16,28 +16,9 @@ import pytest
 import pyvfio
 from tests.fault.raw import RawClient
 from tests.soak.traffic import Traffic
-from tests.support import ROOT, ServerProcess
-
-SECONDS = 60
-"""How long a program in another process may take."""
-
-STRICT = ("-W", "error", "-W", "ignore:.*multi-threaded:DeprecationWarning")
+from tests.support import ROOT, START_SECONDS, ServerProcess, run_program
 
 Serve: TypeAlias = Callable[..., ServerProcess]
-
-
-def run(program: str, *arguments: str) -> str:
-    """Run a program in a process of its own, whose signals are its own; returns what it says."""
-    done = subprocess.run(
-        [sys.executable, *STRICT, "-c", program, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
 
 
 # Handlers that return: system calls are cut short (EINTR) and must go on
@@ -46,7 +27,6 @@ def run(program: str, *arguments: str) -> str:
 TEN_THOUSAND_REQUESTS = """
 import sys, pyvfio
 from tests.fault.stormy import storm
-from tests.fault.raw import RawClient
 from tests.soak.model import INVERSES
 
 with storm() as signals, pyvfio.open(sys.argv[1]) as dev:
@@ -70,7 +50,6 @@ with storm() as signals, pyvfio.open(sys.argv[1]) as dev:
 TRAFFIC = """
 import sys, time, pyvfio
 from tests.fault.stormy import storm
-from tests.fault.raw import RawClient
 from tests.soak.traffic import Traffic
 
 with storm() as signals, pyvfio.open(sys.argv[1], secure_dma=True) as dev:
@@ -87,7 +66,7 @@ with storm() as signals, pyvfio.open(sys.argv[1], secure_dma=True) as dev:
     "program", [TEN_THOUSAND_REQUESTS, TRAFFIC], ids=["10,000 requests", "traffic both ways"]
 )
 def test_signals_do_not_disturb_a_client(serve: Serve, program: str) -> None:
-    run(program, serve("tests.soak.model:Traffic").uri)
+    run_program(program, serve("tests.soak.model:Traffic").uri)
 
 
 @pytest.mark.parametrize("twin", [True, False], ids=["twin socket", "one socket"])
@@ -125,7 +104,7 @@ def test_signals_do_not_disturb_a_client_that_waits_to_be_accepted(socket_folder
         listener.bind(str(path))
         listener.listen(0)
         first.connect(str(path))
-        said = run(OPEN_OF_A_FULL_QUEUE, f"vfio-user:{path}")
+        said = run_program(OPEN_OF_A_FULL_QUEUE, f"vfio-user:{path}")
     path.unlink()
     assert said == "the server accepts nobody within 0.5 s\n"
 
@@ -191,7 +170,7 @@ USES = {
 def test_a_child_cannot_use_or_disturb_the_device_of_its_parent(
     edu_server: ServerProcess, use: str, outcome: str
 ) -> None:
-    assert run(FORK, edu_server.uri, use).split() == 5 * outcome.split()
+    assert run_program(FORK, edu_server.uri, use).split() == 5 * outcome.split()
 
 
 ORPHAN = """
@@ -206,8 +185,8 @@ sys.stdin.read()
 def test_a_child_does_not_keep_the_server_from_hearing_that_its_parent_is_gone(
     edu_server: ServerProcess,
 ) -> None:
-    command = [sys.executable, *STRICT, "-c", ORPHAN, edu_server.uri]
+    command = [sys.executable, "-c", ORPHAN, edu_server.uri]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE) as parent:
-        assert parent.wait(SECONDS) == 0
+        assert parent.wait(START_SECONDS) == 0
         with RawClient(edu_server.path) as client:
             client.negotiate()
