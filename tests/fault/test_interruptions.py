@@ -109,6 +109,89 @@ def test_signals_do_not_disturb_a_client_that_waits_to_be_accepted(socket_folder
     assert said == "the server accepts nobody within 0.5 s\n"
 
 
+# Handlers that raise: whoever is interrupted hears of it, and nobody hangs
+
+
+RAISING = """
+import gc, random, signal, sys, threading, pyvfio
+
+gc.disable()  # what a handler raises in a callback of the collector nobody hears of
+
+class Alarm(Exception):
+    pass
+
+KIND = {"KeyboardInterrupt": KeyboardInterrupt, "TimeoutError": TimeoutError, "Alarm": Alarm}
+KIND = KIND[sys.argv[2]]
+chance = random.Random(sys.argv[2])
+armed = over = False
+interrupted = lost = 0
+
+def handle(*_):
+    global armed
+    if armed:
+        armed = False
+        raise KIND
+
+def interrupt(work):
+    global armed, interrupted
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.00002, 0.0003))
+        work()
+        armed = False
+    except KIND as error:
+        assert not isinstance(error, pyvfio.VFIOError), error
+        interrupted += 1
+
+def read_all_the_time(dev):
+    try:
+        while not over:
+            assert dev.bars[0].read32(0) == 0x010000ED
+    except (pyvfio.ConnectionLost, pyvfio.DeviceClosed):
+        pass
+
+def work():
+    number = chance.getrandbits(32)
+    bar.write32(4, number)
+    assert bar.read32(4) == number ^ 0xFFFFFFFF
+    region = dev.base.device_io.get_region_info(7)
+    assert region.size
+
+signal.signal(signal.SIGALRM, handle)
+round = 0
+while interrupted < 100:
+    round += 1
+    dev = pyvfio.open(sys.argv[1], timeout=20)
+    bar = dev.bars[0]
+    bar.posted = bool(round % 2)
+    over = False
+    thread = threading.Thread(target=read_all_the_time, args=(dev,), daemon=True)
+    if round % 4 > 1:
+        thread.start()
+    try:
+        for _ in range(400):
+            interrupt(work)
+    except pyvfio.ConnectionLost:
+        armed = False
+        lost += 1
+    over = True
+    if round % 4 > 1:
+        thread.join(10)
+        assert not thread.is_alive()
+    dev.close()
+    gc.collect()
+print(interrupted, "interrupted", lost, "lost", round, "rounds")
+"""
+
+
+@pytest.mark.parametrize("kind", ["KeyboardInterrupt", "TimeoutError", "Alarm"])
+def test_a_handler_that_raises_hangs_nobody_and_wrongs_nothing(
+    edu_server: ServerProcess, kind: str
+) -> None:
+    """At the worst moment it costs the connection, and then everybody hears of that."""
+    run_program(RAISING, edu_server.uri, kind)
+
+
 # A process that forks with a device open: the device is the parent's
 
 
