@@ -11,7 +11,7 @@ import sys
 
 import pyvfio
 from pyvfio.errors import VFIOError
-from tests.soak.traffic import Traffic
+from tests.soak.traffic import Traffic, kinds
 
 
 def main(uri: str, timeout: float) -> None:
@@ -26,7 +26,8 @@ def main(uri: str, timeout: float) -> None:
     except VFIOError as error:
         _say(type(error).__name__)
     else:
-        _say(" ".join(sorted({type(error).__name__ for _, error in traffic.ends})))
+        found = {kind.__name__ for _, error in traffic.ends for kind in kinds(error)}
+        _say(" ".join(sorted(found)))
 
 
 def _say(text: str) -> None:

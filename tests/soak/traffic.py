@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import pyvfio
+from pyvfio.errors import DMABatchError
 from pyvfio.memory import DMABuffer
 from pyvfio.pci.device import PCIDevice
 from tests.soak import model, pattern
@@ -24,8 +25,8 @@ from tests.soak.model import INVERSES, MEMORIES, REGISTERS, register
 SECONDS = 60.0
 """How long a load waits for the device to move a block, and for its streams to end."""
 
-SINGLE, MAPS = 2, 1
-"""Threads that use registers, and that map and unmap."""
+SINGLE, BATCH = 2, 16
+"""Threads that use registers, and maps in a batch."""
 
 WAIT, AWAIT, OPEN = "wait", "await", "open"
 """Names of the loads that are not always there."""
@@ -34,6 +35,13 @@ NEVER, NEVER_ASYNC = 6, 7
 """Vectors that never fire."""
 
 _BULK_STREAM = 0x10
+
+
+def kinds(error: Exception) -> set[type[Exception]]:
+    """What went wrong, of a batch of maps each by itself."""
+    if isinstance(error, DMABatchError):
+        return {type(failure) for failure in error.failures}
+    return {type(error)}
 
 
 class Tally:
@@ -100,8 +108,8 @@ class Traffic:
             self.start("bulk", partial(self._move_blocks, number))
         for number in range(SINGLE):
             self.start("registers", partial(self._use_registers, number))
-        for _ in range(MAPS):
-            self.start("maps", self._map_and_unmap)
+        self.start("maps", self._map_and_unmap)
+        self.start("batches", self._map_in_batches)
 
     def start(self, name: str, load: Callable[[Tally], None]) -> None:
         """Run a load in a thread of its own."""
@@ -180,6 +188,14 @@ class Traffic:
                 buffer = self.dev.dma.alloc(pattern.BLOCK)
             with tally.timed(0):
                 buffer.close()
+
+    def _map_in_batches(self, tally: Tally) -> None:
+        for _ in self._going():
+            with tally.timed(0), self.dev.dma.batch():
+                buffers = [self.dev.dma.alloc(4096) for _ in range(BATCH)]
+            with tally.timed(0), self.dev.dma.batch():
+                for buffer in buffers:
+                    buffer.close()
 
     def wait_in_vain(self) -> None:
         """Also wait for interrupts that never come, blocking and in an event loop."""
