@@ -9,6 +9,7 @@ QEMU's "VFIO base abstract class".
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,7 @@ class VFIOBase(Closing, ABC):
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._pid = os.getpid()
         self._undo = ExitStack()
         self._closed = False
         self._loss: VFIOError | None = None
@@ -338,7 +340,11 @@ class VFIOBase(Closing, ABC):
         """Disable interrupts, unmap DMA memory and BARs, let go of the device.  May be repeated.
 
         Waits for a call of another thread that asks the device for a region or enables interrupts.
+        In the child of a fork it does nothing: the device is the parent's.
         """
+        if os.getpid() != self._pid:
+            self._closed = True
+            return
         with self._lock:
             if self._closed:
                 return

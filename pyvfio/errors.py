@@ -257,8 +257,11 @@ def operation_error(
     """What to raise when an operation vector failed with ``cause``.
 
     A vector raises plain :class:`OSError` (kernel) or :class:`RemoteError` (server); the user gets
-    ``kind``, which names the operation.  Errors that already say what happened pass unchanged.
+    ``kind``, which names the operation.  Errors that already say what happened pass unchanged, and
+    so does a time-out of the program's own, which a signal handler raised: it has no errno.
     """
+    if type(cause) is TimeoutError and cause.errno is None:
+        raise cause
     if isinstance(cause, VFIOError) and not isinstance(cause, RemoteError):
         return cause
     number = cause.errno if cause.errno is not None else errnos.EIO

@@ -56,6 +56,7 @@ class IRQ:
         self._owner = owner
         self._op = f"wait for {name} vector {vector}"
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._users = 0
         self._wakes = 0
@@ -160,6 +161,8 @@ class IRQ:
 
     def wake(self) -> None:
         """Make everybody who waits look again whether the device is there."""
+        if os.getpid() != self._pid:
+            return  # a child of a fork: the parent would take it for an interrupt
         with self._lock:
             if self._fd >= 0:
                 # Who holds the other end may have filled it: then it is readable already.

@@ -18,6 +18,7 @@ from types import TracebackType
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
+PROGRAM_SECONDS = 60.0
 
 
 class ServerProcess:
@@ -79,6 +80,24 @@ class ServerProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def run_program(program: str, *arguments: str) -> str:
+    """Run Python code in a process whose signals and limits are its own; returns what it says.
+
+    It must say nothing on stderr, warnings included, but for Python's own of forks with threads.
+    """
+    warnings = ("-W", "error", "-W", "ignore:.*multi-threaded:DeprecationWarning")
+    done = subprocess.run(
+        [sys.executable, *warnings, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr  # noqa: PT018
+    return done.stdout
 
 
 def open_fds(pid: int | str = "self") -> dict[int, str]:

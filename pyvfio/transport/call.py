@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pyvfio.errors import VFIOError
+from pyvfio.errors import VFIOError, VFIOTimeout
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.header import HEADER, Command
@@ -95,6 +95,9 @@ class CallOwner(Protocol):
     def give_up(self, call: Call, seconds: float) -> None:
         """Stop waiting for ``call``, unless it completed just now."""
 
+    def forget(self, call: Call) -> None:
+        """Nobody waits for ``call`` any more."""
+
 
 class Call:
     """A request that has been sent, or is about to be."""
@@ -106,10 +109,18 @@ class Call:
         self._outcome: Reply | VFIOError | None = None
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def complete(self, outcome: Reply | VFIOError) -> None:
-        """Called once, by the channel."""
-        self._outcome = outcome
+    def complete(self, outcome: Reply | VFIOError) -> bool:
+        """Called by the channel, with its lock; returns whether the outcome is the first."""
+        first = self._outcome is None
+        if first:
+            self._outcome = outcome
         self._bell.put(None)
+        return first
+
+    def close_fds(self) -> None:
+        """Close the descriptors of a reply that nobody takes."""
+        if isinstance(self._outcome, Reply):
+            close_fds(self._outcome.fds)
 
     def ready(self) -> bool:
         """Whether the outcome is known."""
@@ -134,8 +145,13 @@ class Call:
         :raises VFIOTimeout: no reply came; it will be drained if it still comes.
         """
         seconds = self._channel.timeout if timeout is None else timeout
-        if not self._channel.wait_for(self, seconds):
-            self._channel.give_up(self, seconds)
+        try:
+            if not self._channel.wait_for(self, seconds):
+                self._channel.give_up(self, seconds)
+        except BaseException as error:
+            if not isinstance(error, VFIOTimeout):
+                self._channel.forget(self)
+            raise
         outcome = self._outcome
         if isinstance(outcome, VFIOError):
             raise outcome

@@ -197,7 +197,11 @@ class Peer:
     def receive(self) -> Message:
         """One whole message; raises EOFError where the stream ends."""
         head, fds = self._receive(16)
-        body, more = self._receive(int.from_bytes(head[4:8], "little") - 16)
+        try:
+            body, more = self._receive(int.from_bytes(head[4:8], "little") - 16)
+        except BaseException:
+            close(fds)
+            raise
         return Message(head + body, (*fds, *more))
 
     def _receive(self, size: int) -> tuple[bytes, list[int]]:
@@ -403,8 +407,10 @@ class RawServer:
             self.replies.put(message)
             return
         self.seen.append(message)
-        self.handlers.get(message.command, self.serve)(message)
-        close(message.fds)
+        try:
+            self.handlers.get(message.command, self.serve)(message)
+        finally:
+            close(message.fds)
 
     def serve(self, message: Message) -> None:
         """Answer as a good device does."""

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from pyvfio.backends.user.connect import connect, negotiate, own_capabilities
+from pyvfio.backends.user.connect import connect, negotiate, open_error, own_capabilities
 from pyvfio.backends.user.container_io import UserContainerIO
 from pyvfio.backends.user.device_io import UserDeviceIO
 from pyvfio.backends.user.dma_service import DMAService
 from pyvfio.closing import Closing
 from pyvfio.errors import BackendUnavailable, DeviceNotFound, VFIOError
-from pyvfio.transport.channel import Channel
+from pyvfio.transport.channel import LEFT_TO_PARENT, Channel
 from pyvfio.wire.commands import Role
 from pyvfio.wire.version import DEFAULT_MAX_DATA_XFER_SIZE
 
@@ -65,13 +65,15 @@ class Link(Closing):
         self.loss: VFIOError | None = None
         try:
             self._open()
-        except BaseException:
+        except BaseException as error:
             self._undo.close()
+            if isinstance(error, OSError | RuntimeError) and not isinstance(error, VFIOError):
+                raise open_error(error, options.uri, options.timeout) from error
             raise
 
     def _open(self) -> None:
         options = self._options
-        sock = connect(options.path, options.uri, options.timeout)
+        sock = connect(options.path, options.timeout)
         self._main = main = self._channel(sock, options.uri, self._lose)
         self.version, self.limits, twin = negotiate(main, own_capabilities(options.twin_socket))
         if twin is not None:
@@ -131,4 +133,5 @@ def reach(make: Callable[[], Link], seconds: float) -> Link:
 
 
 def _note_loss(error: VFIOError) -> None:
-    log.warning("%s", error)
+    if error.reason != LEFT_TO_PARENT:
+        log.warning("%s", error)
