@@ -298,14 +298,15 @@ class Session:
         if sparse:
             areas = [vfio.SparseMmapArea(area.offset, area.size) for area in info.areas]
             found = chain.build(start, [chain.sparse_capability(areas)])
-        # Capabilities, and the descriptor with them, only where the client has room for them.
+        # Capabilities, and the descriptor with them, only where the client has room for them; the
+        # reply's argsz tells of more. The flag comes with them: QEMU refuses it without an offset.
         fits = start + len(found) <= message.argsz
-        flags = info.flags | vfio.RegionFlags.CAPS if found else info.flags
+        here = bool(found) and fits
         reply = messages.RegionInfo(
             argsz=start + len(found),
-            flags=flags,
+            flags=info.flags | vfio.RegionFlags.CAPS if here else info.flags,
             index=info.index,
-            cap_offset=start if found and fits else 0,
+            cap_offset=start if here else 0,
             size=info.size,
             offset=info.fd_offset,
             chain=found if fits else b"",
