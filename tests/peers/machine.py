@@ -16,7 +16,9 @@ from tests.peers.qemu import command, device_options, memory_options
 from tests.peers.qmp import QMP, Lines, Qtest
 
 MEMORY_MIB = 64
-START_SECONDS = 60.0
+END_SECONDS = 60.0
+ACPI_EJECT = 0xAE08
+"""The port at which a guest lets go of hot-plugged devices (docs/specs/acpi_pci_hotplug.rst)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,18 @@ class Machine:
     def quit(self) -> int:
         """Ask QEMU to end; returns its exit status."""
         self.qmp.execute("quit")
-        return self.process.wait(START_SECONDS)
+        return self.process.wait(END_SECONDS)
+
+    def unplug(self, device: str, slot: int) -> None:
+        """Take a device by its id out of a ``pc``, as its guest would agree to."""
+        self.qmp.execute("device_del", id=device)
+        self.bus.port_out(ACPI_EJECT, 4, 1 << slot)
+        self.qmp.wait("DEVICE_DELETED")
+
+    def reset(self) -> None:
+        """Reset the machine."""
+        self.qmp.execute("system_reset")
+        self.qmp.wait("RESET")
 
     def _end(self) -> None:
         self.process.kill()

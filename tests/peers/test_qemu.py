@@ -333,8 +333,7 @@ def test_a_reset_of_the_machine_resets_the_device(served: Serve, plugged: Start)
         machine.bus.store(BAR + edu.IRQ_RAISE, 4, 1)
         function.set_message(MAILBOX, MESSAGE)
         function.control_msi(True)
-        machine.qmp.execute("system_reset")
-        machine.qmp.wait("RESET")
+        machine.reset()
         assert function.read(*pci.COMMAND) == 0
         assert function.read(*pci.BASE_ADDRESS_0) == 0
         function = driven_edu(machine)
