@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,10 @@ class Lines:
         sock.settimeout(ANSWER_SECONDS)
         self._socket = sock
         self._file = sock.makefile("r", encoding="utf-8", newline="\n")
+
+    def connect(self, path: Path) -> None:
+        """Connect a socket that is not."""
+        self._socket.connect(str(path))
 
     def send(self, line: str) -> None:
         self._socket.sendall(f"{line}\n".encode())
