@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A QEMU machine without a processor: the test is what would run on it (``-accel qtest``)."""
+"""A QEMU machine whose processor never starts: the test is what would run on it (``-qtest``)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _channel() -> Iterator[_Channel]:
 
 
 class Machine:
-    """QEMU with the given devices, ready when the constructor returns.
+    """QEMU with the given devices, its buses ready when the constructor returns.
 
     :param devices: properties of each, as ``device_add`` takes them.
     :param kind: the machine type; ``pc`` can hot-plug on its root bus.
@@ -59,7 +59,7 @@ class Machine:
             self.process = subprocess.Popen(
                 [
                     *command(),
-                    *("-accel", "qtest", "-M", kind, "-nodefaults", "-no-user-config"),
+                    *("-accel", "tcg", "-S", "-M", kind, "-nodefaults", "-no-user-config"),
                     *("-display", "none", *memory_options(MEMORY_MIB, shared=shared)),
                     *("-chardev", f"socket,id=qmp,fd={ends[0].theirs.fileno()}"),
                     *("-qmp", "chardev:qmp"),

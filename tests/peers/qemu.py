@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import subprocess
 from pathlib import Path
 
 COMMAND = "PYVFIO_QEMU"
@@ -19,6 +21,14 @@ RAM = "ram0"
 def command() -> list[str]:
     """The words of :data:`COMMAND`."""
     return shlex.split(os.environ[COMMAND])
+
+
+def version() -> tuple[int, int]:
+    """Major and minor version of that QEMU."""
+    done = subprocess.run([*command(), "--version"], capture_output=True, text=True, check=True)
+    found = re.search(r"version (\d+)\.(\d+)", done.stdout)
+    assert found, done.stdout
+    return int(found[1]), int(found[2])
 
 
 def vfio_user(path: Path, **properties: object) -> dict[str, object]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """QEMU's vfio-user client on ``pyvfio serve``: what a driver in the machine can do with a device.
 
-Seen with QEMU 11.1.3 (Debian), where all of this passes.  The machine has no processor; the test
-itself reads and writes its buses.
+Seen with QEMU 11.1.3 (Debian), and with 10.1.0 (Ubuntu) but for what is marked.  The machine's
+processor never starts; the test itself reads and writes its buses.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ UNMAPPED = 2 << 20
 """An offset in testdev's memory that cannot be mapped."""
 BAR_MEMORY = "pyvfio (deleted)"
 """The name of a BAR's memory in the maps of a process."""
+SHORT_COUNT = "in DMA_READ and DMA_WRITE the count has 4 bytes instead of 8"
 LOW_MEMORY = 0x0800_0000
 """An address for a BAR that edu, with its 28 bits, reaches."""
 
@@ -156,7 +157,11 @@ def test_shared_memory_is_mapped_by_the_server(served: Serve, plugged: Start) ->
     assert memory_of_ram(server)
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["mapped", "by messages"])
+@pytest.mark.parametrize(
+    "shared",
+    [True, pytest.param(False, marks=pytest.mark.qemu(11, SHORT_COUNT))],
+    ids=["mapped", "by messages"],
+)
 def test_edu_copies_memory_there_and_back(served: Serve, plugged: Start, shared: bool) -> None:
     """Memory that is not shared comes without a descriptor: DMA_READ and DMA_WRITE reach it."""
     server = served("edu")
@@ -199,6 +204,7 @@ def test_dma_needs_bus_mastering(served: Serve, plugged: Start) -> None:
     assert run_testdev_dma(machine.bus, DATA, 0, 16, testdev.TO_CLIENT) == 0
 
 
+@pytest.mark.qemu(11, SHORT_COUNT)
 def test_a_device_reaches_the_memory_of_another(
     served: Serve, machine: Callable[..., Machine]
 ) -> None:
