@@ -78,11 +78,15 @@ def counted(bus: Qtest) -> tuple[int, int, int]:
 # Writes in order
 
 
-@pytest.mark.parametrize("wait", [False, True], ids=["posted", "with replies"])
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"x_no_posted_writes": True}, {"x_send_queued": True}],
+    ids=["posted", "with replies", "queued"],
+)
 def test_writes_arrive_in_order_and_before_a_read(
-    served: Serve, plugged: Start, wait: bool
+    served: Serve, plugged: Start, chosen: dict[str, bool]
 ) -> None:
-    machine = plugged(served(SEQUENCE), x_no_posted_writes=wait)
+    machine = plugged(served(SEQUENCE), **chosen)
     driven_edu(machine)
     put(machine.bus, range(1, 1 + MANY))
     assert counted(machine.bus) == (MANY, MANY, 0)
@@ -159,6 +163,19 @@ def test_a_device_without_a_server_is_refused(tmp_path: Path, machine: Start) ->
     with pytest.raises(QMPError, match="Failed to connect"):
         whole.qmp.execute("device_add", **vfio_user(tmp_path / "none"))
     assert whole.quit() == 0
+
+
+def test_a_second_machine_gives_up_and_the_first_goes_on(served: Serve, plugged: Start) -> None:
+    """A server has one client; the second's VERSION is answered when the first has left."""
+    server = served("edu")
+    machine = plugged(server)
+    driven_edu(machine)
+    with pytest.raises(EOFError, match="timed out waiting for reply"):
+        plugged(server, x_msg_timeout=TIMEOUT_MS)
+    assert machine.bus.load(BAR + edu.ID, 4) == edu.IDENTIFICATION
+    assert machine.quit() == 0
+    assert plugged(server).quit() == 0
+    assert machine.said() == ""
 
 
 # Servers that die or stop
