@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
+from pyvfio.closing import Closing
 from tests.peers.qemu import command, device_options, memory_options
 from tests.peers.qmp import QMP, Lines, Qtest
 
@@ -36,7 +36,7 @@ def _channel() -> Iterator[_Channel]:
         yield _Channel(lines, theirs)
 
 
-class Machine:
+class Machine(Closing):
     """QEMU with the given devices, its buses ready when the constructor returns.
 
     :param devices: properties of each, as ``device_add`` takes them.
@@ -111,13 +111,6 @@ class Machine:
         self.process.kill()
         self.process.wait()
 
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End QEMU, if it runs.  May be repeated."""
         self._stack.close()

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from pyvfio.closing import Closing
 
 ANSWER_SECONDS = 60.0
 """A machine that waits for a device that is stopped answers after seconds."""
 
 
-class Lines:
+class Lines(Closing):
     """Lines of text on a socket, which this object owns."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -42,19 +43,9 @@ class Lines:
         return line.rstrip()
 
     def close(self) -> None:
+        """Close the socket.  May be repeated."""
         self._file.close()
         self._socket.close()
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class QMPError(Exception):

@@ -10,10 +10,8 @@ connection.
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +24,7 @@ from tests.peers.held import Held
 from tests.peers.machine import Machine
 from tests.peers.qemu import vfio_user
 from tests.peers.qmp import QMPError, Qtest
-from tests.support import ServerProcess, eventually
+from tests.support import ServerProcess, eventually, stopped
 
 Serve = Callable[..., ServerProcess]
 Start = Callable[..., Machine]
@@ -50,16 +48,6 @@ def pc(machine: Start) -> Start:
 def plug(server: ServerProcess, **properties: object) -> dict[str, object]:
     """The device in slot 4 as ``dev``."""
     return vfio_user(server.path, addr=str(SLOT), id="dev", **properties)
-
-
-@contextmanager
-def stopped(server: ServerProcess) -> Iterator[None]:
-    """The server does not run for a while."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 def put(bus: Qtest, numbers: range) -> None:
