@@ -11,8 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -98,6 +98,16 @@ def run_program(program: str, *arguments: str) -> str:
     )
     assert done.returncode == 0 and not done.stderr, done.stderr  # noqa: PT018
     return done.stdout
+
+
+@contextmanager
+def stopped(server: ServerProcess) -> Iterator[None]:
+    """The server does not run for a while."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
 
 
 def open_fds(pid: int | str = "self") -> dict[int, str]:

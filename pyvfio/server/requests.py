@@ -100,13 +100,15 @@ class Requests:
     def _get_region_info(self, message: messages.GetRegionInfo, fds: list[int]) -> Answer:
         info = self._function.regions.info(message.index)
         start, found = vfio.REGION_INFO.size, _capabilities(info)
-        # Capabilities, and the descriptor with them, only where the client has room for them.
+        # Capabilities, and the descriptor with them, only where the client has room for them; the
+        # reply's argsz tells of more. The flag comes with them: QEMU refuses it without an offset.
         fits = start + len(found) <= message.argsz
+        here = bool(found) and fits
         reply = messages.RegionInfo(
             argsz=start + len(found),
-            flags=info.flags | vfio.RegionFlags.CAPS if found else info.flags,
+            flags=info.flags | vfio.RegionFlags.CAPS if here else info.flags,
             index=info.index,
-            cap_offset=start if found and fits else 0,
+            cap_offset=start if here else 0,
             size=info.size,
             offset=info.fd_offset,
             chain=found if fits else b"",
