@@ -15,6 +15,7 @@ from typing import Any
 
 from pyvfio import models
 from pyvfio.server.credentials import Allowed
+from pyvfio.server.listener import Listener
 from pyvfio.server.quotas import Quotas
 from pyvfio.server.server import Server
 
@@ -40,9 +41,14 @@ def add_parser(verbs: Any) -> None:
     )
     known = ", ".join(models.MODELS)
     parser.add_argument("model", metavar="MODEL", help=f"{known}, or module:Class of your own")
-    # The second name is that of the specification, "Backend Program Conventions".
-    parser.add_argument(
-        "--socket", "--socket-path", required=True, metavar="PATH", help="where to listen"
+    # --socket-path and --fd are those of the specification, "Backend Program Conventions".
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", "--socket-path", metavar="PATH", help="where to listen")
+    where.add_argument(
+        "--fd",
+        type=int,
+        metavar="FDNUM",
+        help="an inherited socket, which listens, or is connected to the only client",
     )
     parser.add_argument(
         "--mode",
@@ -136,24 +142,24 @@ def run(args: argparse.Namespace) -> int:
     sys.path.insert(0, os.getcwd())
     model = models.make(args.model)
     try:
-        server = Server(
-            model,
-            args.socket,
-            args.mode,
-            group=args.group,
-            quotas=quotas,
-            allow=_allowed(args),
-        )
+        server = Server(model, _listener(args), quotas=quotas, allow=_allowed(args))
     except BaseException:
         model.close()
         raise
     with server:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
+        where = f"fd {args.fd}" if args.socket is None else f"vfio-user:{args.socket}"
         ids = f"{model.identity.vendor_id:04x}:{model.identity.device_id:04x}"
-        print(f"serving {args.model} ({ids}) on vfio-user:{args.socket}", flush=True)
+        print(f"serving {args.model} ({ids}) on {where}", flush=True)
         server.serve_forever()
     return 0
+
+
+def _listener(args: argparse.Namespace) -> Listener:
+    if args.socket is None:
+        return Listener.inherited(args.fd)
+    return Listener.at(args.socket, args.mode, args.group)
 
 
 def _allowed(args: argparse.Namespace) -> Allowed | None:

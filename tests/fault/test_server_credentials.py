@@ -17,6 +17,7 @@ import pytest
 
 from pyvfio.errors import AccessDenied
 from pyvfio.server.credentials import Allowed, Credentials
+from pyvfio.server.listener import Listener
 from pyvfio.server.server import Server
 from tests.fault.clients import serves
 from tests.fault.models import Small
@@ -114,5 +115,5 @@ def test_a_group_that_cannot_be_given_is_an_error_and_leaves_no_file(
     path = socket_folder / "group.sock"
     monkeypatch.setattr(os, "chown", refuse)
     with pytest.raises(AccessDenied):
-        Server(Small(), str(path), group=GID)
+        Server(Small(), Listener.at(str(path), group=GID))
     assert not path.exists()
