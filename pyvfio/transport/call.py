@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a channel keeps of its messages: requests that wait for a reply, bytes not sent yet."""
+"""Requests that wait for their replies."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from pyvfio.errors import VFIOError, VFIOTimeout
 from pyvfio.transport.sockets import close_fds
-from pyvfio.uapi.layout import Buffer
-from pyvfio.wire.header import HEADER, Command
-from pyvfio.wire.messages import RegionWrite, RegionWriteMulti
-from pyvfio.wire.messages.region import WRITE_COUNT, WRITE_ENTRY
+from pyvfio.wire.header import Command
 
 
 class Reply(NamedTuple):
@@ -22,53 +17,6 @@ class Reply(NamedTuple):
 
     message: Any
     fds: tuple[int, ...]
-
-
-class Outgoing:
-    """Bytes that the socket has not taken yet; owns duplicates of its descriptors."""
-
-    def __init__(self, data: bytes, fds: Sequence[int]) -> None:
-        self.data = memoryview(data)
-        self.fds = [os.dup(fd) for fd in fds]
-
-    def seal(self) -> None:
-        """Nothing more comes into the message: it is about to be sent, or another follows it."""
-
-    def drop_fds(self) -> None:
-        """Close the descriptors: they have been sent, or never will be."""
-        close_fds(self.fds)
-        self.fds = []
-
-
-class WriteCollection(Outgoing):
-    """Posted writes that the socket has not taken yet; they go as one REGION_WRITE_MULTI.
-
-    :param encode: makes the message.
-    """
-
-    MAX_WRITES = 200
-    """Writes in one message; the same bound as QEMU's, so that every server has room for it."""
-
-    def __init__(self, encode: Callable[[RegionWriteMulti], list[Buffer]]) -> None:
-        super().__init__(b"", ())
-        self._encode = encode
-        self._writes: list[RegionWrite] = []
-
-    def add(self, write: RegionWrite) -> int:
-        """Take one more write along.
-
-        :returns: the bytes that it adds; 0 where there is no room, or the message is sealed.
-        """
-        if self.data or len(self._writes) == self.MAX_WRITES:
-            return 0
-        # A copy: the caller may change its buffer from here on.
-        self._writes.append(RegionWrite(write.offset, write.region, bytes(write.data)))
-        first = len(self._writes) == 1
-        return WRITE_ENTRY.size + (HEADER.size + WRITE_COUNT.size if first else 0)
-
-    def seal(self) -> None:
-        if not self.data:
-            self.data = memoryview(b"".join(self._encode(RegionWriteMulti(tuple(self._writes)))))
 
 
 class Waiter(Protocol):

@@ -25,7 +25,6 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -40,8 +39,9 @@ from pyvfio.errors import (
 )
 from pyvfio.polling import milliseconds
 from pyvfio.transport import trace
-from pyvfio.transport.call import Call, Outgoing, Reply, Waiter, WriteCollection
-from pyvfio.transport.sockets import close_fds, receive, send
+from pyvfio.transport.call import Call, Reply, Waiter
+from pyvfio.transport.send_queue import SendQueue
+from pyvfio.transport.sockets import close_fds, receive
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
 from pyvfio.wire.connection import (
@@ -55,18 +55,12 @@ from pyvfio.wire.connection import (
     RequestReceived,
 )
 from pyvfio.wire.header import Command, command_name
-from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request, payload_size
+from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request
 
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64
 """Requests that may wait for a reply at one time; more can block both ends of a socket."""
-
-MAX_QUEUED = 64 << 20
-"""Bytes queued for a peer that does not read, after which nothing more is taken from it."""
-
-MAX_QUEUED_FDS = 64
-"""Descriptors queued for it likewise, each a descriptor of this process."""
 
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
@@ -120,9 +114,7 @@ class Channel:
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._queue: deque[Outgoing] = deque()
-        self._queued = 0
-        self._queued_fds = 0
+        self._queue = SendQueue(sock)
         self._in_flight = 0
         self._lost: VFIOError | None = None
         self._closing = False
@@ -209,17 +201,7 @@ class Channel:
     def _collect(self, write: RegionWrite) -> bool:
         with self._lock:
             self._check_usable(Command.REGION_WRITE)
-            if not self._queue or self._queued >= MAX_QUEUED:
-                return False
-            last = self._queue[-1]
-            added = last.add(write) if isinstance(last, WriteCollection) else 0
-            if not added:
-                last.seal()
-                last = WriteCollection(self._encode_collected)
-                added = last.add(write)
-                self._queue.append(last)
-            self._queued += added
-            return True
+            return self._queue.collect(write, self._encode_collected)
 
     def give_up(self, call: Call, seconds: float) -> None:
         """Stop waiting for ``call`` unless it completed just now; raises :class:`VFIOTimeout`."""
@@ -268,9 +250,10 @@ class Channel:
 
     def _answer(self, command: int, encode: _Encode, fds: Sequence[int]) -> None:
         if self._reader != threading.get_ident():
-            self._transmit(command, encode, fds, room=math.inf)
+            self._transmit(command, encode, fds, room=math.inf, is_answer=True)
         elif not self._over():
-            self._transmit(command, encode, fds)
+            with contextlib.suppress(DeviceClosed):  # another thread closes it just now
+                self._transmit(command, encode, fds, is_answer=True)
 
     # Life
 
@@ -325,15 +308,13 @@ class Channel:
         self._room = threading.Condition(self._lock)
         self._waiters, self._holder, self._standby = [], None, False
         self._drop_descriptors()
-        if not self._closing:
+        if not self._over():
             self._lost = ConnectionLost(LEFT_TO_PARENT, uri=self.name)
             self._on_lost(self._lost)
 
     def _drop_descriptors(self) -> None:
         _open.discard(self)
-        for outgoing in self._queue:
-            outgoing.drop_fds()
-        self._queue.clear()
+        self._queue.drop()
         close_fds(self._connection.take_fds())
         self._sock.close()
         fd, self._wake_fd = self._wake_fd, -1
@@ -347,13 +328,16 @@ class Channel:
         command: int,
         encode: _Encode,
         fds: Sequence[int],
+        *,
         room: float | None = None,
         slot: bool = False,
+        is_answer: bool = False,
     ) -> None:
         """Encode and send one message, in order with all others.
 
         :param room: seconds to wait until less is queued; not at all by default.
         :param slot: wait until fewer requests wait for their replies.
+        :param is_answer: the peer has asked for it.
         :raises ConnectionLost: the peer is gone.
         :raises OSError: nothing was sent for another reason, such as a closed descriptor.
         """
@@ -367,7 +351,7 @@ class Channel:
             number: int | None = None
             try:
                 number, buffers = encode()
-                self._send(buffers, fds)
+                self._send(buffers, fds, is_answer)
             except VFIOError:
                 raise  # it cannot be encoded
             except BaseException as error:
@@ -407,20 +391,12 @@ class Channel:
             self._tracer.sent(buffers, ())
         return buffers
 
-    def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> None:
+    def _send(self, buffers: Sequence[Buffer], fds: Sequence[int], is_answer: bool) -> None:
         """Send or queue, with the lock held; where it raises OSError, nothing was sent."""
-        if self._queue:
-            self._queue[-1].seal()  # so that a trace has the messages in the order of the stream
+        self._queue.seal()  # so that a trace has the messages in the order of the stream
         if self._tracer is not None:
             self._tracer.sent(buffers, fds)
-        sent = 0 if self._queue else send(self._sock, buffers, fds)
-        rest = payload_size(buffers) - sent
-        if rest:
-            # A copy: the caller may change its buffers and close its descriptors from here on.
-            outgoing = Outgoing(b"".join(buffers)[sent:], () if sent else fds)
-            self._queue.append(outgoing)
-            self._queued += rest
-            self._queued_fds += len(outgoing.fds)
+        if self._queue.send(buffers, fds, is_answer):
             self._wake()
 
     def _wait_for_room(self, command: int, seconds: float) -> None:
@@ -428,7 +404,7 @@ class Channel:
         if not self._room.wait_for(self._has_room, timeout):
             raise self._timeout(command, seconds, "the peer does not read")
         self._check_usable(command)
-        if self._is_full():
+        if self._queue.is_full:
             raise DeviceClosed("closing", op=command_name(command), uri=self.name)
 
     def _wait_for_slot(self, command: int) -> None:
@@ -441,10 +417,7 @@ class Channel:
         self._check_usable(command)
 
     def _has_room(self) -> bool:
-        return not self._is_full() or self._hurried or self._over()
-
-    def _is_full(self) -> bool:
-        return self._queued >= MAX_QUEUED or self._queued_fds >= MAX_QUEUED_FDS
+        return not self._queue.is_full or self._hurried or self._over()
 
     def _check_usable(self, command: int) -> None:
         if self._lost is not None:
@@ -598,7 +571,7 @@ class Channel:
 
     def _interest(self) -> int:
         with self._lock:
-            reading = not self._is_full() and not self._paused
+            reading = not self._queue.is_flooded and not self._paused
             return (select.POLLIN if reading else 0) | (select.POLLOUT if self._queue else 0)
 
     def _read(self) -> None:
@@ -648,23 +621,8 @@ class Channel:
 
     def _flush(self) -> None:
         with self._lock:
-            while self._queue and self._flush_first(self._queue[0]):
-                pass
+            self._queue.flush()
             self._room.notify_all()
-
-    def _flush_first(self, outgoing: Outgoing) -> bool:
-        """Send more of the first message; returns whether the socket may take still more."""
-        outgoing.seal()
-        sent = send(self._sock, [outgoing.data], outgoing.fds)
-        if not sent:
-            return False
-        self._queued_fds -= len(outgoing.fds)
-        outgoing.drop_fds()
-        outgoing.data = outgoing.data[sent:]
-        self._queued -= sent
-        if not outgoing.data:
-            self._queue.popleft()
-        return True
 
     def _wake(self) -> None:
         # Without a lock, since signal handlers call it: it may be closed just now.

@@ -13,7 +13,7 @@ from contextlib import suppress
 import pytest
 
 from pyvfio.server.quotas import Quotas
-from pyvfio.transport.channel import MAX_QUEUED_FDS
+from pyvfio.transport.send_queue import MAX_QUEUED_FDS
 from tests.fault import raw
 from tests.fault.clients import (
     BAR2,

@@ -24,8 +24,8 @@ from pyvfio.errors import (
     VFIOTimeout,
 )
 from pyvfio.transport import trace
-from pyvfio.transport.call import WriteCollection
 from pyvfio.transport.channel import Channel, PeerRequest
+from pyvfio.transport.send_queue import WriteCollection
 from pyvfio.transport.sockets import close_fds
 from pyvfio.wire import messages as m
 from pyvfio.wire.commands import Role
