@@ -173,8 +173,6 @@ class Region:
             if len(data) != width:
                 raise self._short("read", offset, width, len(data))
             return int.from_bytes(data, "little")
-        if not self._readable:
-            raise self._denied("read", offset)
         value = mmio.READ[width](area.address + offset - area.start)
         if value == mmio.ALL_ONES[width] and mmio.faulted():
             raise self._fault("read", offset)
@@ -193,8 +191,6 @@ class Region:
         if area is None:
             self._write_trapped(offset, value.to_bytes(width, "little"))
             return
-        if not self._writable:
-            raise self._denied("write", offset)
         if mmio.WRITE[width](area.address + offset - area.start, value):
             raise self._fault("write", offset)
 
@@ -205,8 +201,6 @@ class Region:
         self._check_range("read", offset, size)
         area = self._area(offset, size) if size else None
         if area is not None:
-            if not self._readable:
-                raise self._denied("read", offset)
             copied = mmio.copy_out(area.address + offset - area.start, size)
             if copied is None:
                 raise self._fault("read", offset)
@@ -232,8 +226,6 @@ class Region:
         if area is None:
             self._read_trapped_into(offset, target)
             return
-        if not self._readable:
-            raise self._denied("read", offset)
         if not mmio.copy_into(target, area.address + offset - area.start):
             raise self._fault("read", offset)
 
@@ -247,8 +239,6 @@ class Region:
         if area is None:
             self._write_trapped(offset, data)
             return
-        if not self._writable:
-            raise self._denied("write", offset)
         if not mmio.copy_in(area.address + offset - area.start, data):
             raise self._fault("write", offset)
 
@@ -381,6 +371,8 @@ class Region:
                 uri=self._uri,
                 errno=errno.EINVAL,
             )
+        if not (self._readable if verb == "read" else self._writable):
+            raise self._denied(verb, offset)
 
     def _check_open(self, verb: str) -> None:
         if self._closed:
@@ -394,7 +386,9 @@ class Region:
         return RegionError(reason, op=self._op(verb, offset), uri=self._uri, errno=errno.EIO)
 
     def _denied(self, verb: str, offset: int) -> RegionError:
-        """For memory that is not mapped for the access, which would end the process."""
+        """For what the region does not allow: on mapped memory it would end the process, and a
+        posted write would vanish without a word.
+        """
         return RegionError(
             f"the region cannot be {'read' if verb == 'read' else 'written'}",
             op=self._op(verb, offset),

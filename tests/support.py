@@ -11,8 +11,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -100,6 +100,16 @@ def run_program(program: str, *arguments: str) -> str:
     return done.stdout
 
 
+@contextmanager
+def stopped(server: ServerProcess) -> Iterator[None]:
+    """The server does not run for a while."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
 def open_fds(pid: int | str = "self") -> dict[int, str]:
     """The descriptors of a process, and what each is."""
     found = {}
@@ -125,9 +135,10 @@ def resident(pid: int | str = "self") -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def shared_segments() -> set[str]:
-    """What pyvfio has left in /dev/shm."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("pyvfio")}
+def shared_segments(pid: int | None = None) -> set[str]:
+    """What pyvfio has left in /dev/shm: that of one process, or of all."""
+    start = "pyvfio" if pid is None else f"pyvfio-{pid}-"
+    return {name for name in os.listdir("/dev/shm") if name.startswith(start)}
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from pyvfio.closing import Closing
+from pyvfio.server.failures import note
 from pyvfio.server.model import ModelIOEventFD
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi.layout import Buffer
@@ -91,9 +92,9 @@ class IOEventFDs(Closing):
             os.preadv(fd, [bytearray(_COUNTER)], -1, os.RWF_NOWAIT)
             try:
                 self._write(entry.bar, entry.offset, entry.data)
-            except Exception:
+            except Exception as error:
                 # A kick has no answer: nobody can be told, and the next one may do better.
-                log.exception("%s: the model failed on a kick", self._name)
+                note(log, self._name, error)
 
     def close(self) -> None:
         """Stop the thread and close the eventfds; the client's own copies kick nothing any more."""

@@ -65,6 +65,9 @@ MAX_IN_FLIGHT = 64
 MAX_QUEUED = 64 << 20
 """Bytes queued for a peer that does not read, after which nothing more is taken from it."""
 
+MAX_QUEUED_FDS = 64
+"""Descriptors queued for it likewise, each a descriptor of this process."""
+
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
 
@@ -119,6 +122,7 @@ class Channel:
         self._room = threading.Condition(self._lock)
         self._queue: deque[Outgoing] = deque()
         self._queued = 0
+        self._queued_fds = 0
         self._in_flight = 0
         self._lost: VFIOError | None = None
         self._closing = False
@@ -413,8 +417,10 @@ class Channel:
         rest = payload_size(buffers) - sent
         if rest:
             # A copy: the caller may change its buffers and close its descriptors from here on.
-            self._queue.append(Outgoing(b"".join(buffers)[sent:], () if sent else fds))
+            outgoing = Outgoing(b"".join(buffers)[sent:], () if sent else fds)
+            self._queue.append(outgoing)
             self._queued += rest
+            self._queued_fds += len(outgoing.fds)
             self._wake()
 
     def _wait_for_room(self, command: int, seconds: float) -> None:
@@ -422,7 +428,7 @@ class Channel:
         if not self._room.wait_for(self._has_room, timeout):
             raise self._timeout(command, seconds, "the peer does not read")
         self._check_usable(command)
-        if self._queued >= MAX_QUEUED:
+        if self._is_full():
             raise DeviceClosed("closing", op=command_name(command), uri=self.name)
 
     def _wait_for_slot(self, command: int) -> None:
@@ -435,7 +441,10 @@ class Channel:
         self._check_usable(command)
 
     def _has_room(self) -> bool:
-        return self._queued < MAX_QUEUED or self._hurried or self._over()
+        return not self._is_full() or self._hurried or self._over()
+
+    def _is_full(self) -> bool:
+        return self._queued >= MAX_QUEUED or self._queued_fds >= MAX_QUEUED_FDS
 
     def _check_usable(self, command: int) -> None:
         if self._lost is not None:
@@ -589,7 +598,7 @@ class Channel:
 
     def _interest(self) -> int:
         with self._lock:
-            reading = self._queued < MAX_QUEUED and not self._paused
+            reading = not self._is_full() and not self._paused
             return (select.POLLIN if reading else 0) | (select.POLLOUT if self._queue else 0)
 
     def _read(self) -> None:
@@ -649,6 +658,7 @@ class Channel:
         sent = send(self._sock, [outgoing.data], outgoing.fds)
         if not sent:
             return False
+        self._queued_fds -= len(outgoing.fds)
         outgoing.drop_fds()
         outgoing.data = outgoing.data[sent:]
         self._queued -= sent

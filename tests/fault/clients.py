@@ -19,7 +19,7 @@ BAR0, BAR1, BAR2 = 0, 1, 2
 LIVENESS, IRQ_RAISE, IRQ_ACK = 0x04, 0x60, 0x64
 DMA_SOURCE, DMA_DESTINATION, DMA_COUNT, DMA_COMMAND = 0x80, 0x88, 0x90, 0x98
 DMA_RUN, DMA_TO_HOST, BUFFER = 1, 2, 0x40000
-TEST_SCRATCH, TEST_FIRE = 0x10, 0x28
+TEST_SCRATCH, TEST_FIRE, TEST_PIN = 0x10, 0x28, 0x2C
 TEST_ADDRESS, TEST_OFFSET, TEST_COUNT, TEST_RUN = 0x30, 0x38, 0x40, 0x44
 TO_DEVICE, TO_CLIENT = 1, 2
 
@@ -107,3 +107,56 @@ def run_test_dma(client: RawClient, direction: int, address: int = IOVA, count: 
     prepare_test_dma(client, address, count)
     client.write32(BAR0, TEST_RUN, direction)
     return client.read32(BAR0, TEST_RUN)
+
+
+def have_test_device_ask(client: RawClient, count: int = PAGE) -> raw.Message:
+    """Have the test device read memory that it got no descriptor for; returns what it sends.
+
+    The register write that has it do so, with the id 7, is answered when it is done.
+    """
+    client.done(raw.DMA_MAP, raw.dma_map(IOVA, count))
+    prepare_test_dma(client, count=count)
+    run = raw.register_write(BAR0, TEST_RUN, TO_DEVICE.to_bytes(4, "little"))
+    client.send(raw.frame(raw.REGION_WRITE, run, number=7))
+    request = client.receive()
+    assert request.command == raw.DMA_READ
+    return request
+
+
+class ClientMemory:
+    """Memory that a client gave no descriptor for, from ``start`` on: answers DMA for it.
+
+    :ivar asked: (command, address, count) of each message answered.
+    """
+
+    def __init__(self, start: int, contents: bytes) -> None:
+        self.start = start
+        self.contents = bytearray(contents)
+        self.asked: list[tuple[int, int, int]] = []
+
+    def answer(self, peer: raw.Peer, message: raw.Message) -> None:
+        """Answer a DMA_READ or DMA_WRITE on the socket that it came on."""
+        address, count = message.words("QQ")
+        at = address - self.start
+        self.asked.append((message.command, address, count))
+        data = b""
+        if message.command == raw.DMA_READ:
+            data = bytes(self.contents[at : at + count])
+        else:
+            assert message.command == raw.DMA_WRITE
+            self.contents[at : at + count] = message.payload[16:]
+        peer.send(raw.answer(message, raw.dma_range(address, count, data)))
+
+    def answer_until_reply(self, client: RawClient) -> raw.Message:
+        """Answer on the main socket until something else comes; returns that."""
+        while (message := client.receive()).flags & raw.TYPE != raw.REPLY:
+            self.answer(client, message)
+        return message
+
+    def answer_until_end(self, twin: raw.Peer) -> None:
+        """Answer on a twin socket as long as there is one."""
+        try:
+            while True:
+                self.answer(twin, twin.receive())
+        except EOFError:
+            pass

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +30,15 @@ def tester(testdev_server: ServerProcess) -> Iterator[RawClient]:
         client.negotiate()
         client.done(raw.RESET)
         yield client
+
+
+@pytest.fixture(scope="module")
+def host(socket_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Start servers that the tests of a file share."""
+    with ExitStack() as servers:
+
+        def start(model: str, *options: str) -> ServerProcess:
+            path = socket_folder / f"{model.rpartition(':')[2]}-shared.sock"
+            return servers.enter_context(ServerProcess(model, path, *options))
+
+        yield start

@@ -36,6 +36,7 @@ from tests.support import (
     in_threads,
     open_fds,
     shared_segments,
+    stopped,
     thread_names,
 )
 
@@ -56,16 +57,6 @@ def server(serve: Serve) -> ServerProcess:
 def device(server: ServerProcess) -> Iterator[PCIDevice]:
     with pyvfio.open(server.uri) as dev:
         yield dev
-
-
-@contextmanager
-def stopped(server: ServerProcess) -> Iterator[None]:
-    """The server does not run for a while."""
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
 
 
 def pyvfio_command(*arguments: str) -> subprocess.CompletedProcess[str]:

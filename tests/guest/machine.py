@@ -54,15 +54,27 @@ class Boot:
     kernel: Path
     initrd: Path
     output: Path
-    disks: Sequence[Path]
-    """A raw image for each of :data:`DISKS`."""
     interactive: bool = False
 
 
-def command_line(qemu: str, boot: Boot) -> list[str]:
+@dataclass(frozen=True)
+class Machine:
+    """What stays: QEMU's command, and its options for the devices under test."""
+
+    qemu: Sequence[str]
+    hardware: Sequence[str]
+
+
+def own_machine(qemu: str, disks: Sequence[Path]) -> Machine:
+    """The machine with :data:`DEVICES`; ``disks`` are a raw image for each of :data:`DISKS`."""
+    devices = [word for device in DEVICES for word in ("-device", device)]
+    return Machine([qemu], [*_backends(disks), *devices])
+
+
+def command_line(machine: Machine, boot: Boot) -> list[str]:
     """QEMU's command line."""
     return [
-        *(qemu, *MACHINE.split(), "-m", str(MEMORY_MIB), "-no-reboot"),
+        *(*machine.qemu, *MACHINE.split(), "-m", str(MEMORY_MIB), "-no-reboot"),
         *("-kernel", str(boot.kernel), "-initrd", str(boot.initrd)),
         *("-append", f"{KERNEL_LINE} terminal={'ttyS1' if boot.interactive else ''}"),
         *("-chardev", f"file,id=log,path={_escaped(boot.output / 'serial.log')}"),
@@ -72,8 +84,7 @@ def command_line(qemu: str, boot: Boot) -> list[str]:
         *("-device", "intel-iommu,intremap=on,caching-mode=on"),  # before all PCI devices
         *_share("host", Path("/"), "addr=0x2", "readonly=on"),
         *_share("out", boot.output, "addr=0x3"),
-        *_backends(boot.disks),
-        *(word for device in DEVICES for word in ("-device", device)),
+        *machine.hardware,
     ]
 
 

@@ -17,7 +17,7 @@ from tests.guest import packages
 from tests.guest.errors import GuestHung, GuestLost
 from tests.guest.fetch import fetch
 from tests.guest.initramfs import command_script, initramfs
-from tests.guest.machine import DISK_BYTES, DISKS, Boot, command_line
+from tests.guest.machine import DISK_BYTES, DISKS, Boot, Machine, command_line, own_machine
 
 OUTPUT = "/run/out"
 """The output folder as the guest sees it."""
@@ -61,6 +61,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     output: Path | None = None,
     echo: BinaryIO | None = None,
+    machine: Machine | None = None,
 ) -> Result:
     """Run ``command`` as root in a freshly booted guest, in the current folder.
 
@@ -71,6 +72,7 @@ def run(
     :param environment: added to :data:`DEFAULTS`.
     :param output: the output folder, by default a new one, which the caller then has to remove.
     :param echo: gets the console's bytes as they come.
+    :param machine: another than the one with the devices of :mod:`tests.guest.machine`.
     :raises GuestUnavailable: the guest cannot be booted on this machine.
     :raises GuestLost: the guest ended before the command.
     :raises GuestHung: the guest was still running after ``timeout``.
@@ -80,7 +82,7 @@ def run(
     folder = _output_folder(output)
     console = Console(folder / "console.txt", echo)
     try:
-        status = _boot(script, folder, timeout, console)
+        status = _boot(script, folder, timeout, console, machine)
     except (GuestLost, GuestHung) as error:
         error.console = console.text()
         raise
@@ -133,17 +135,25 @@ def status(returncode: int, folder: Path) -> int:
     return value if value < STATUS_IN_FILE else int((folder / "exitcode").read_text())
 
 
-def _boot(script: str, folder: Path, timeout: float, console: Console | None) -> int:
+def _boot(
+    script: str,
+    folder: Path,
+    timeout: float,
+    console: Console | None,
+    machine: Machine | None = None,
+) -> int:
     """Boot a guest and wait for its end; without a console it is interactive."""
-    qemu, files = packages.qemu(), fetch()
+    files = fetch()
     with ExitStack() as stack:
         initrd = stack.enter_context(_memory_file("initrd", initramfs(files, script)))
-        disks = [stack.enter_context(_memory_file(name, size=DISK_BYTES)) for name in DISKS]
-        paths = [_path(fd) for fd in (initrd, *disks)]
-        boot = Boot(files.kernel, paths[0], folder, paths[1:], interactive=console is None)
+        disks: list[int] = []
+        if machine is None:
+            disks = [stack.enter_context(_memory_file(name, size=DISK_BYTES)) for name in DISKS]
+            machine = own_machine(packages.qemu(), [_path(fd) for fd in disks])
+        boot = Boot(files.kernel, _path(initrd), folder, interactive=console is None)
         log = stack.enter_context((folder / "qemu.log").open("wb"))
         process = subprocess.Popen(
-            [*ORPHAN_GUARD, str(os.getpid()), *command_line(qemu, boot)],
+            [*ORPHAN_GUARD, str(os.getpid()), *command_line(machine, boot)],
             stdin=subprocess.DEVNULL if console else None,
             stdout=log if console else None,
             stderr=log,

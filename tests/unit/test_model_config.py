@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pyvfio.server.config_space import ModelConfigSpace
+from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.model import (
     DeviceModel,
@@ -530,13 +531,13 @@ def function() -> Iterator[PCIFunction]:
 def enable(function: PCIFunction, irq: PCIIRQ) -> None:
     """What a client does to enable one vector."""
     flags = IRQSetFlags.DATA_EVENTFD | IRQSetFlags.TRIGGER
-    function.set_irqs(SetIRQs(flags, irq, 0, 1, b""), [os.eventfd(0)])
+    function.set_irqs(SetIRQs(flags, irq, 0, 1, b""), [os.eventfd(0)], 1)
 
 
 def is_enabled(function: PCIFunction, irq: PCIIRQ) -> bool:
     """The enable bit in configuration space."""
     offset, bit = BITS[irq]
-    control = function.read(PCIRegion.CONFIG, offset, 2)
+    control = function.regions.read(PCIRegion.CONFIG, offset, 2, DeferredAnswers())
     return bool(int.from_bytes(control, "little") & bit)
 
 
@@ -553,7 +554,7 @@ def test_an_enable_bit_is_clear_when_the_index_is_disabled(
 ) -> None:
     enable(function, irq)
     flags = IRQSetFlags.DATA_NONE | IRQSetFlags.TRIGGER
-    function.set_irqs(SetIRQs(flags, irq, 0, 0, b""), [])
+    function.set_irqs(SetIRQs(flags, irq, 0, 0, b""), [], 1)
     assert not is_enabled(function, irq)
 
 
@@ -567,5 +568,5 @@ def test_an_enable_bit_is_clear_when_the_client_is_gone(function: PCIFunction, i
 @pytest.mark.parametrize("irq", BITS)
 def test_an_enable_bit_stays_over_a_reset(function: PCIFunction, irq: PCIIRQ) -> None:
     enable(function, irq)
-    function.reset()
+    function.reset(DeferredAnswers())
     assert is_enabled(function, irq)
