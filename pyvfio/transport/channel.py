@@ -325,7 +325,7 @@ class Channel:
         self._room = threading.Condition(self._lock)
         self._waiters, self._holder, self._standby = [], None, False
         self._drop_descriptors()
-        if not self._closing:
+        if not self._over():
             self._lost = ConnectionLost(LEFT_TO_PARENT, uri=self.name)
             self._on_lost(self._lost)
 
