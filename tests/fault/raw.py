@@ -15,8 +15,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self, TypeAlias
@@ -384,6 +384,24 @@ class RawServer:
     def last(self, command: int) -> Message:
         """The client's latest command of a kind."""
         return [message for message in self.seen if message.command == command][-1]
+
+    @contextmanager
+    def deaf(self, write: Callable[[], object]) -> Iterator[None]:
+        """Read nothing for a while, after the REGION_WRITE that ``write`` has the client post."""
+        stalled, go_on = threading.Event(), threading.Event()
+
+        def stall(message: Message) -> None:
+            del self.handlers[message.command]
+            stalled.set()
+            go_on.wait(SECONDS)
+
+        self.handlers[REGION_WRITE] = stall
+        write()
+        assert stalled.wait(SECONDS)
+        try:
+            yield
+        finally:
+            go_on.set()
 
     def hang_up(self) -> None:
         """Close the connection."""

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -736,24 +736,11 @@ def test_close_ends_the_wait_of_another_thread(server: RawServer) -> None:
     assert [type(error) for error in found] == [pyvfio.DeviceClosed]
 
 
-@contextmanager
-def deaf(server: RawServer, device: PCIDevice) -> Iterator[None]:
+def deaf(server: RawServer, device: PCIDevice) -> AbstractContextManager[None]:
     """The server reads nothing for a while."""
-    stalled, go_on = threading.Event(), threading.Event()
-
-    def stall(_: Message) -> None:
-        stalled.set()
-        go_on.wait(raw.SECONDS)
-
     bar = device.bars[0]
-    once(server, raw.REGION_WRITE, stall)
     bar.posted = True
-    bar.write8(0, 0)
-    assert stalled.wait(raw.SECONDS)
-    try:
-        yield
-    finally:
-        go_on.set()
+    return server.deaf(lambda: bar.write8(0, 0))
 
 
 def test_posted_writes_to_a_server_that_does_not_read_time_out(server: RawServer) -> None:
