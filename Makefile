@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 TREE   := setup.py pyproject.toml pyvfio/native/build.py $(wildcard pyvfio/native/[!_]*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench clean
+.PHONY: help demo test check lint bench soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ lint: $(VENV)/dev.stamp ## format, lint and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+
+soak: $(VENV)/dev.stamp ## traffic both ways for a minute, then ends that die at 200 random moments
+	PYVFIO_SOAK=60 $(PYTHON) -m pytest tests/soak
 
 bench: $(VENV)/dev.stamp ## measure, each figure beside its baseline
 	$(PYTHON) -m bench

@@ -25,6 +25,7 @@ from pyvfio.errors import (
     DeviceBusy,
     DeviceClosed,
     DeviceNotFound,
+    DMABatchError,
     DMAError,
     GroupNotViable,
     IRQError,
@@ -45,6 +46,7 @@ from pyvfio.errors import (
 from pyvfio.irq import IRQ, IRQSet
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
 from pyvfio.pci.device import PCIDevice
+from pyvfio.reconnection import Reconnection
 from pyvfio.region import Region
 from pyvfio.registry import open_backend
 from pyvfio.vectors import ContainerIO, DeviceIO
@@ -62,6 +64,7 @@ __all__ = [
     "ConnectionLost",
     "Container",
     "ContainerIO",
+    "DMABatchError",
     "DMABuffer",
     "DMAError",
     "DeviceBusy",
@@ -79,6 +82,7 @@ __all__ = [
     "OperationError",
     "PCIDevice",
     "ProtocolError",
+    "Reconnection",
     "Region",
     "RegionError",
     "RemoteError",

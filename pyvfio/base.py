@@ -9,9 +9,10 @@ QEMU's "VFIO base abstract class".
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import TypeVar
 
@@ -30,7 +31,8 @@ from pyvfio.errors import (
     operation_error,
 )
 from pyvfio.irq import IRQSet
-from pyvfio.region import Region
+from pyvfio.reconnection import Reconnection, check_same_device
+from pyvfio.region import Posting, Region
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
 from pyvfio.vectors import (
     MAX_IRQS,
@@ -41,6 +43,7 @@ from pyvfio.vectors import (
     DeviceIO,
     IRQInfo,
     RegionInfo,
+    Vectors,
 )
 
 _RegionKind = TypeVar("_RegionKind", bound=Region)
@@ -59,6 +62,7 @@ class VFIOBase(Closing, ABC):
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._pid = os.getpid()
         self._undo = ExitStack()
         self._closed = False
         self._loss: VFIOError | None = None
@@ -76,12 +80,14 @@ class VFIOBase(Closing, ABC):
     def container_io(self) -> ContainerIO:
         """The operations vector of its IO address space."""
 
-    def _attach(self, container: Container) -> None:
+    def _attach(self, container: Container, *, posted_writes: bool = False) -> None:
         """Ask the device what it is; last step of opening.
 
         :param container: the IO address space that the device is in; the subclass closes it.
+        :param posted_writes: whether memory BARs post their writes where nobody says otherwise.
         """
         self._dma = container
+        self._posting = Posting(self.flush, posted_writes)
         self._info = self._ask("get device info", OperationError, self.device_io.get_info)
         if self._info.num_regions > MAX_REGIONS or self._info.num_irqs > MAX_IRQS:
             raise RemoteProtocolError(
@@ -109,7 +115,7 @@ class VFIOBase(Closing, ABC):
             found = self._regions.get(index)
             if found is None:
                 info = self._region_info(index)
-                found = (kind or Region)(self.device_io, info, self.uri)
+                found = (kind or Region)(self.device_io, info, self.uri, self._posting)
                 self._regions[index] = found
             return found
 
@@ -140,6 +146,15 @@ class VFIOBase(Closing, ABC):
         """The device's IO address space."""
         return self._dma
 
+    def flush(self) -> None:
+        """Return when every posted write has been carried out by the device.
+
+        :raises ConnectionLost: the device is gone; what became of them is not known.
+        :raises VFIOTimeout: it does not answer.
+        """
+        self.check_open("flush")
+        self._ask("flush", OperationError, self.device_io.flush)
+
     # Interrupts
 
     def enable_irqs(self, index: int, count: int) -> IRQSet:
@@ -162,7 +177,7 @@ class VFIOBase(Closing, ABC):
                 )
             irqs = self._ask(op, IRQError, lambda: IRQSet(self, available, count))
             try:
-                self.set_irqs(index, IRQSetFlags.TRIGGER, 0, count, eventfds=irqs.filenos())
+                self._signal(irqs)
             except BaseException:
                 # Some of the vectors may have been enabled, where it took several messages.
                 try:
@@ -173,6 +188,10 @@ class VFIOBase(Closing, ABC):
                 raise
             self._irq_sets.add(irqs)
             return irqs
+
+    def _signal(self, irqs: IRQSet) -> None:
+        """Have the vectors of a set signal its eventfds."""
+        self.set_irqs(irqs.index, IRQSetFlags.TRIGGER, 0, len(irqs), eventfds=irqs.filenos())
 
     def set_irqs(
         self,
@@ -220,9 +239,84 @@ class VFIOBase(Closing, ABC):
         self.check_open("hot reset")
         self._ask("hot reset", ResetError, self.device_io.hot_reset)
 
+    def reconnect(
+        self, timeout: float = 0.0, check: Callable[[DeviceIO], None] | None = None
+    ) -> Reconnection:
+        """Reach a device again whose server was started again, or closed the connection.
+
+        A connection that lives is given up first, which loses the device as if the server had.
+        Regions, DMA memory at its addresses and enabled interrupts are set up as they were;
+        everything else is the owner's to see to: see :class:`Reconnection`.  Until it succeeds the
+        device stays lost, and it may be tried again.
+
+        :param timeout: seconds to wait for the server to start.
+        :param check: looks at the device before anything is given to it; raises to refuse it.
+        :raises UnsupportedError: the backend cannot lose its device and find it again.
+        :raises OpenError: the server cannot be reached, or serves another device.
+        :raises ConnectionLost: it is gone again.
+        :raises VFIOError: another failure of opening.
+        """
+        with self._lock:
+            self.check_open("reconnect")
+            vectors = self._reach_again(timeout)
+            try:
+                regions = {index: region.info for index, region in self._regions.items()}
+                infos = self._ask(
+                    "reconnect",
+                    OperationError,
+                    lambda: check_same_device(vectors.device_io, self._info, regions, self.uri),
+                )
+                if check is not None:
+                    self._ask("reconnect", OperationError, lambda: check(vectors.device_io))
+            except BaseException:
+                vectors.close()
+                raise
+            return self._move_to(vectors, infos)
+
+    def _move_to(self, vectors: Vectors, infos: Mapping[int, RegionInfo]) -> Reconnection:
+        unflushed = self.device_io.unflushed
+        # While the loss is known nobody takes these for new ones.
+        signals = sum(irqs.drain() for irqs in self._irq_sets)
+        self._loss = None
+        self._use(vectors)
+        stale = [
+            region.name
+            for index, region in self._regions.items()
+            if region.move_to(vectors.device_io, infos[index])
+        ]
+        failures = (*self._dma.move_to(vectors.container_io), *self._enable_irqs_again())
+        return Reconnection(
+            maps=len(self._dma.mappings),
+            vectors=sum(len(irqs) for irqs in self._irq_sets),
+            failures=failures,
+            signals=signals,
+            stale_views=tuple(stale),
+            unflushed=unflushed,
+        )
+
+    def _enable_irqs_again(self) -> list[VFIOError]:
+        failures = []
+        for irqs in list(self._irq_sets):
+            try:
+                self._signal(irqs)
+            except ConnectionLost:
+                raise  # it may be tried again, with all that there is
+            except VFIOError as error:
+                failures.append(error)
+                irqs.release()
+        return failures
+
+    def _reach_again(self, seconds: float) -> Vectors:
+        """New vectors for the device; a backend that can lose its device overrides this."""
+        raise UnsupportedError("the device cannot be lost", op="reconnect", uri=self.uri)
+
+    def _use(self, vectors: Vectors) -> None:
+        """Have the properties of this class give the vectors of :meth:`_reach_again`."""
+        raise UnsupportedError("the device cannot be lost", op="reconnect", uri=self.uri)
+
     @property
     def lost(self) -> bool:
-        """Whether the device is gone for good."""
+        """Whether the device is gone; see :meth:`reconnect`."""
         return self._loss is not None
 
     def check_present(self, op: str) -> None:
@@ -246,7 +340,11 @@ class VFIOBase(Closing, ABC):
         """Disable interrupts, unmap DMA memory and BARs, let go of the device.  May be repeated.
 
         Waits for a call of another thread that asks the device for a region or enables interrupts.
+        In the child of a fork it does nothing: the device is the parent's.
         """
+        if os.getpid() != self._pid:
+            self._closed = True
+            return
         with self._lock:
             if self._closed:
                 return

@@ -6,41 +6,27 @@ from __future__ import annotations
 import errno
 import threading
 import warnings
-from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
+from pyvfio.device_access import DeviceAccess
+from pyvfio.dma_batch import Batch, Operation
 from pyvfio.errors import (
     ConnectionLost,
     DeviceClosed,
+    DMABatchError,
     DMAError,
-    VFIOTimeout,
+    VFIOError,
     operation_error,
 )
-from pyvfio.iova import IOVAAllocator
+from pyvfio.map_table import MapEntry, MapTable
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
-from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.vectors import ContainerIO, DMASource
 
 READ_WRITE = DMAMapFlags.READ | DMAMapFlags.WRITE
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """One entry of the map table: ``size`` bytes at ``offset`` of ``memory`` are at ``iova``."""
-
-    iova: int
-    size: int
-    memory: DMASource
-    offset: int
-    flags: DMAMapFlags
-
-    @property
-    def last(self) -> int:
-        """The last address that is mapped."""
-        return self.iova + self.size - 1
 
 
 class Container:
@@ -50,17 +36,17 @@ class Container:
     :param uri: the device, for errors.
 
     Two locks: one makes changes happen one after the other and is held while the backend works;
-    the other guards the table, and is held for moments, or for the copying of a server's DMA. So
-    DMA is never kept waiting by a map or unmap of ours that waits for the server.
+    the table's is held for moments, or for the copying of a server's DMA.  So DMA is never kept
+    waiting by a map or unmap of ours that waits for the server.
     """
 
     def __init__(self, io: ContainerIO, uri: str) -> None:
         self._io = io
         self._uri = uri
         self._change = threading.RLock()
-        self._table = threading.Lock()
-        self._maps: list[Mapping] = []
-        self._iova = IOVAAllocator(io.iova_ranges)
+        self._maps = MapTable(io.iova_ranges)
+        self._access = DeviceAccess(self._maps, uri)
+        self._batch: Batch | None = None
         self._buffers: set[DMABuffer] = set()
         self._unanswered: set[int] = set()
         self._closed = False
@@ -77,10 +63,9 @@ class Container:
         return list(self._io.iova_ranges)
 
     @property
-    def mappings(self) -> tuple[Mapping, ...]:
+    def mappings(self) -> tuple[MapEntry, ...]:
         """What is mapped now, by ascending address."""
-        with self._table:
-            return tuple(self._maps)
+        return self._maps.all()
 
     def alloc(
         self,
@@ -141,16 +126,15 @@ class Container:
             if iova is None:
                 iova = self._find(size, address_bits)
             self._check_new(iova, size, offset, address_bits)
-            mapping = Mapping(iova, size, memory, offset, flags)
-            self._insert(mapping)  # before the server knows it, which may use it at once
+            mapping = MapEntry(iova, size, memory, offset, flags)
+            operation = Operation(mapping, is_map=True)
+            self._maps.insert(mapping)  # before the server knows it, which may use it at once
             try:
                 self._io.dma_map(iova, size, memory, offset, flags)
             except BaseException as error:
-                # A server that did not answer in time may map it yet: the address stays taken.
-                self._remove(mapping, reuse=not isinstance(error, VFIOTimeout))
-                if isinstance(error, OSError):
-                    raise self._failure("map", iova, size, error) from error
-                raise
+                self._refused(operation, error)
+            else:
+                self._accepted(operation)
             return iova
 
     def unmap(self, iova: int, size: int) -> None:
@@ -161,18 +145,15 @@ class Container:
         with self._change:
             self._check_open(iova, size)
             mapping = self._exact(iova, size)
+            operation = Operation(mapping, is_map=False)
+            if self._batch is not None:
+                self._maps.remove(mapping)  # what follows in the batch may map the addresses
             try:
                 self._io.dma_unmap(iova, size)
-            except ConnectionLost:
-                pass  # the server that held the memory is gone, and its maps with it
-            except OSError as error:
-                if isinstance(error, VFIOTimeout):
-                    self._unanswered.add(iova)
-                # Where an earlier try was not answered in time, it was carried out all the same.
-                if error.errno != errno.ENOENT or iova not in self._unanswered:
-                    raise self._failure("unmap", iova, size, error) from error
-            self._unanswered.discard(iova)
-            self._remove(mapping)
+            except BaseException as error:
+                self._refused(operation, error)
+            else:
+                self._accepted(operation)
 
     def unmap_all(self) -> None:
         """Take back every map at once; buffers of :meth:`alloc` are released.
@@ -182,104 +163,203 @@ class Container:
         """
         with self._change:
             self._check_open(None, 0)
+            if self._batch is not None:
+                raise ValueError("unmap_all() within a batch")
             for buffer in self._buffers:
                 buffer.check_unused()
             try:
                 self._io.dma_unmap_all()
             except ConnectionLost:
-                pass  # as above
+                pass  # the server that held the memory is gone, and its maps with it
             except OSError as error:
                 op = "dma unmap of everything"
                 raise operation_error(error, DMAError, op=op, uri=self._uri) from error
             for mapping in self.mappings:
-                self._remove(mapping)
+                self._maps.remove(mapping)
             for buffer in list(self._buffers):
                 buffer.release()
+
+    def retire(self, buffer: DMABuffer) -> None:
+        """Unmap a buffer and release it, when its batch ends if there is one; called by it."""
+        with self._change:
+            self.unmap(buffer.iova, buffer.size)
+            if self._batch is None:
+                buffer.release()
+            else:
+                self._batch.retire(buffer)
+                buffer.withdraw()
+
+    # Batches
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Have the maps and unmaps of a ``with`` block carried out together.
+
+        None of them waits for the one before it; at the end of the block all are through.  What
+        the backend refuses is told then, and is as if it had not been asked for; an address that
+        :meth:`map` has returned counts from then on.  What a block has asked for before it raises
+        is done as well.  Another thread's maps and unmaps wait for the end of the block.
+
+        :raises DMABatchError: some were refused; the others are done.
+        :raises ConnectionLost: the device is gone.
+        """
+        with self._change:
+            self._check_open(None, 0)
+            if self._batch is not None:  # it ends with the outer block
+                yield
+                return
+            self._batch = Batch(self.mappings)
+            self._io.begin()
+            try:
+                yield
+            except BaseException as error:
+                failure = self._end_batch()
+                if failure is not None:
+                    error.add_note(str(failure))
+                raise
+            failure = self._end_batch()
+            if failure is not None:
+                raise failure
+
+    def _end_batch(self) -> VFIOError | None:
+        """Wait for a batch; says what failed, and has the table say what is mapped."""
+        batch, self._batch = self._batch, None
+        assert batch is not None
+        batch.settle(self._io.commit())
+        if self._closed:
+            return None
+        failed = [op for op in batch.operations if op.error and not self._was_unmapped(op)]
+        self._keep_what_is_mapped(batch, failed)
+        for buffer in batch.retired():
+            if not buffer.open:
+                buffer.release()
+        errors = [self._failure(operation) for operation in failed]
+        return self._batch_error(errors, len(batch.operations)) if errors else None
+
+    def _keep_what_is_mapped(self, batch: Batch, failed: Sequence[Operation]) -> None:
+        """Have table and buffers say what a batch has left of which some operations failed."""
+        if not failed:
+            return
+        left = batch.left(failed)
+        self._maps.change_to(left, [op.mapping for op in failed if op.unanswered])
+        for buffer in list(self._buffers):
+            entry = left.get(buffer.iova)
+            if entry is not None and buffer.consists_of(entry.memory):
+                buffer.withdraw(False)  # its unmap was refused, if it was closed
+            else:
+                buffer.release()
+
+    def _batch_error(self, errors: Sequence[VFIOError], total: int) -> VFIOError:
+        op = f"dma batch of {total} operations"
+        for error in errors:
+            if isinstance(error, ConnectionLost):
+                return ConnectionLost(error.reason, op=op, uri=self._uri)
+        first = errors[0]
+        return DMABatchError(
+            f"{len(errors)} failed: {first}",
+            failures=errors,
+            iova=getattr(first, "iova", None),
+            size=getattr(first, "size", None),
+            op=op,
+            uri=self._uri,
+            errno=first.errno,
+        )
+
+    def move_to(self, io: ContainerIO) -> tuple[VFIOError, ...]:
+        """Map everything again through another vector; called when the device is reached again.
+
+        :returns: the error of each range that is not mapped any more.
+        :raises ConnectionLost: the device is gone again; the table stays, for the next try.
+        """
+        with self._change:
+            self._io = io
+            self._unanswered.clear()
+            self._maps.renew()
+            batch = Batch(())
+            io.begin()
+            for entry in self.mappings:
+                operation = Operation(entry, is_map=True)
+                try:
+                    io.dma_map(entry.iova, entry.size, entry.memory, entry.offset, entry.flags)
+                except OSError as error:
+                    batch.refused(operation, error)
+                else:
+                    batch.sent(operation)
+            batch.settle(io.commit())
+            failed = [operation for operation in batch.operations if operation.error]
+            errors = tuple(self._failure(operation) for operation in failed)
+            for found in errors:
+                if isinstance(found, ConnectionLost):
+                    raise found
+            self._keep_what_is_mapped(batch, failed)
+            return errors
+
+    # What became of an operation
+
+    def _accepted(self, operation: Operation) -> None:
+        if self._batch is not None:
+            self._batch.sent(operation)
+        elif not operation.is_map:
+            self._unanswered.discard(operation.mapping.iova)
+            self._maps.remove(operation.mapping)
+
+    def _refused(self, operation: Operation, error: BaseException) -> None:
+        """The backend raised: tell now, or at the end of the batch."""
+        mapping, operation.error = operation.mapping, error
+        if self._batch is not None and isinstance(error, OSError):
+            self._batch.refused(operation, error)
+            return
+        if operation.is_map:
+            # A server that did not answer in time may map it yet: the address stays taken.
+            self._maps.remove(mapping, reuse=not operation.unanswered)
+        elif self._batch is not None:
+            self._maps.insert(mapping)
+        if not isinstance(error, OSError):
+            raise error
+        if self._was_unmapped(operation):
+            self._maps.remove(mapping)
+        else:
+            raise self._failure(operation) from error
+
+    def _was_unmapped(self, operation: Operation) -> bool:
+        """Whether nothing is mapped after an unmap, in spite of its error."""
+        error, iova = operation.error, operation.mapping.iova
+        if operation.is_map:
+            return False
+        if operation.unanswered:
+            self._unanswered.add(iova)
+            return False
+        # The server that held the memory is gone, and its maps with it; or an earlier try was not
+        # answered in time, and was carried out all the same.
+        answered_late = getattr(error, "errno", None) == errno.ENOENT and iova in self._unanswered
+        gone = isinstance(error, ConnectionLost) or answered_late
+        if gone:
+            self._unanswered.discard(iova)
+        return gone
+
+    def _failure(self, operation: Operation) -> VFIOError:
+        error, mapping = operation.error, operation.mapping
+        if not isinstance(error, OSError):
+            assert isinstance(error, VFIOError)
+            return error
+        op = f"dma {operation.verb} of {mapping.size} bytes at iova {mapping.iova:#x}"
+        found = operation_error(error, DMAError, op=op, uri=self._uri)
+        if isinstance(found, DMAError):
+            found.iova, found.size = mapping.iova, mapping.size
+        return found
 
     # What a server may ask of our memory
 
     def device_read(self, iova: int, size: int) -> bytearray:
-        """Bytes of mapped memory, as the device sees them.
-
-        :raises DMAError: EFAULT where not all of it is mapped or backed, EPERM where it may not be
-            read.
-        """
-        data = bytearray()
-        with self._table:  # held while copying: what is unmapped may be gone at once
-            for address, length in self._pieces(iova, size, DMAMapFlags.READ):
-                part = mmio.copy_out(address, length)
-                if part is None:
-                    raise self._unreachable(iova, size)
-                data += part
-        return data
+        """Bytes of mapped memory, as the device sees them; raises as :class:`DeviceAccess` does."""
+        return self._access.read(iova, size)
 
     def device_write(self, iova: int, data: Buffer) -> None:
-        """Write mapped memory for the device; raises as :meth:`device_read` does."""
-        rest = memoryview(data)
-        with self._table:
-            for address, length in self._pieces(iova, len(rest), DMAMapFlags.WRITE):
-                if not mmio.copy_in(address, rest[:length]):
-                    raise self._unreachable(iova, len(data))
-                rest = rest[length:]
+        """Write mapped memory for the device; raises as :class:`DeviceAccess` does."""
+        self._access.write(iova, data)
 
-    def _pieces(self, iova: int, size: int, need: DMAMapFlags) -> list[tuple[int, int]]:
-        """(virtual address, bytes) of each piece of a range, which may span several maps."""
-        pieces: list[tuple[int, int]] = []
-        at, end = iova, iova + size
-        while at < end:
-            mapping = self._holder(at)
-            if mapping is None:
-                raise self._unreachable(iova, size)
-            if not mapping.flags & need:
-                raise DMAError(
-                    f"mapped without permission to {need.name}",
-                    iova=iova,
-                    size=size,
-                    op=f"DMA at iova {iova:#x}",
-                    uri=self._uri,
-                    errno=errno.EPERM,
-                )
-            length = min(end, mapping.last + 1) - at
-            try:
-                address = mapping.memory.address
-            except DeviceClosed as error:  # its owner has let it go while it was mapped
-                raise self._unreachable(iova, size) from error
-            pieces.append((address + mapping.offset + at - mapping.iova, length))
-            at += length
-        return pieces
-
-    def _unreachable(self, iova: int, size: int) -> DMAError:
-        return DMAError(
-            f"{size} bytes that are not all mapped",
-            iova=iova,
-            size=size,
-            op=f"DMA at iova {iova:#x}",
-            uri=self._uri,
-            errno=errno.EFAULT,
-        )
-
-    # The table
-
-    def _holder(self, iova: int) -> Mapping | None:
-        position = bisect_right(self._maps, iova, key=_start) - 1
-        if position < 0 or self._maps[position].last < iova:
-            return None
-        return self._maps[position]
-
-    def _insert(self, mapping: Mapping) -> None:
-        with self._table:
-            position = bisect_right(self._maps, mapping.iova, key=_start)
-            self._maps.insert(position, mapping)
-        self._iova.take(mapping.iova, mapping.last)
-
-    def _remove(self, mapping: Mapping, reuse: bool = True) -> None:
-        with self._table:
-            del self._maps[bisect_right(self._maps, mapping.iova, key=_start) - 1]
-        if reuse:
-            self._iova.give(mapping.iova, mapping.last)
-
-    def _exact(self, iova: int, size: int) -> Mapping:
-        mapping = self._holder(iova)
+    def _exact(self, iova: int, size: int) -> MapEntry:
+        mapping = self._maps.holder(iova)
         if mapping is None or (mapping.iova, mapping.size) != (iova, size):
             raise self._refuse("unmap", iova, size, errno.ENOENT, "not mapped as such")
         return mapping
@@ -289,9 +369,9 @@ class Container:
     def _find(self, size: int, address_bits: int) -> int:
         # A buffer of whole huge pages is put where the IOMMU can use huge pages as well.
         alignment = max(self.page_size, min(1 << (size.bit_length() - 1), 1 << 30))
-        found = self._iova.find(size, alignment, address_bits)
+        found = self._maps.find(size, alignment, address_bits)
         if found is None:
-            found = self._iova.find(size, self.page_size, address_bits)
+            found = self._maps.find(size, self.page_size, address_bits)
         if found is None:
             reason = f"no {size} bytes are free below 2^{address_bits}"
             raise self._refuse("map", None, size, errno.ENOSPC, reason)
@@ -306,15 +386,17 @@ class Container:
         if last >> address_bits:
             reason = f"beyond the device's {address_bits} address bits"
             raise self._refuse("map", iova, size, errno.EINVAL, reason)
-        if not self._iova.allowed(iova, last):
+        if not self._maps.allowed(iova, last):
             ranges = ", ".join(f"{low:#x}-{high:#x}" for low, high in self._io.iova_ranges)
             reason = f"outside of the addresses that can be mapped ({ranges})"
             raise self._refuse("map", iova, size, errno.EINVAL, reason)
-        position = bisect_right(self._maps, last, key=_start) - 1
-        if position >= 0 and self._maps[position].last >= iova:
-            other = self._maps[position]
+        other = self._maps.overlapping(iova, last)
+        if other is not None:
             reason = f"overlaps the map at {other.iova:#x}, {other.size} bytes"
             raise self._refuse("map", iova, size, errno.EEXIST, reason)
+        if not self._maps.is_free(iova, last):
+            reason = "an earlier map of these addresses was not answered, and may yet be made"
+            raise self._refuse("map", iova, size, errno.EBUSY, reason)
         if len(self._maps) >= self._io.max_maps:
             reason = f"all {self._io.max_maps} maps are in use"
             raise self._refuse("map", iova, size, errno.ENOSPC, reason)
@@ -335,13 +417,6 @@ class Container:
             errno=number,
         )
 
-    def _failure(self, verb: str, iova: int, size: int, error: OSError) -> Exception:
-        op = f"dma {verb} of {size} bytes at iova {iova:#x}"
-        found = operation_error(error, DMAError, op=op, uri=self._uri)
-        if isinstance(found, DMAError):
-            found.iova, found.size = iova, size
-        return found
-
     # Life
 
     def forget(self, buffer: DMABuffer) -> None:
@@ -353,8 +428,7 @@ class Container:
         """Release all buffers; called when the device has lost its maps.  May be repeated."""
         with self._change:
             self._closed = True
-            with self._table:
-                self._maps.clear()
+            self._maps.clear()
             in_use = [f"{buffer.iova:#x}" for buffer in self._buffers if buffer.in_use]
             for buffer in list(self._buffers):
                 buffer.release()
@@ -365,7 +439,3 @@ class Container:
                 ResourceWarning,
                 stacklevel=2,
             )
-
-
-def _start(mapping: Mapping) -> int:
-    return mapping.iova

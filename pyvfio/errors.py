@@ -16,6 +16,7 @@
     +- OperationError(OSError)             errno is kept
     |  +- RegionError, IRQError, ResetError
     |  +- DMAError                         iova, size
+    |  |  +- DMABatchError                 failures: each map or unmap that was refused
     |  +- BindError                        a device of the host did not change its driver
     |  +- RemoteError                      the server replied with an error number
     +- ProtocolError
@@ -179,6 +180,30 @@ class DMAError(OperationError):
         self.size = size
 
 
+class DMABatchError(DMAError):
+    """Some maps or unmaps of a batch were refused; the others are done.
+
+    ``iova``, ``size`` and ``errno`` are those of the first.
+
+    :param failures: the error of each, in the order in which they were asked for.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        failures: Sequence[VFIOError] = (),
+        iova: int | None = None,
+        size: int | None = None,
+        op: str = "",
+        uri: str = "",
+        errno: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(reason, iova=iova, size=size, op=op, uri=uri, errno=errno, hint=hint)
+        self.failures = tuple(failures)
+
+
 class BindError(OperationError):
     """A device of the host could not be bound to a driver, or unbound from one."""
 
@@ -232,8 +257,11 @@ def operation_error(
     """What to raise when an operation vector failed with ``cause``.
 
     A vector raises plain :class:`OSError` (kernel) or :class:`RemoteError` (server); the user gets
-    ``kind``, which names the operation.  Errors that already say what happened pass unchanged.
+    ``kind``, which names the operation.  Errors that already say what happened pass unchanged, and
+    so does a time-out of the program's own, which a signal handler raised: it has no errno.
     """
+    if type(cause) is TimeoutError and cause.errno is None:
+        raise cause
     if isinstance(cause, VFIOError) and not isinstance(cause, RemoteError):
         return cause
     number = cause.errno if cause.errno is not None else errnos.EIO

@@ -35,6 +35,10 @@ class IOVAAllocator:
         """Whether the addresses lie in a range that can be mapped, free or not."""
         return _holder(self._ranges, first, last) is not None
 
+    def is_free(self, first: int, last: int) -> bool:
+        """Whether none of the addresses is in use."""
+        return _holder(self._free, first, last) is not None
+
     def find(self, size: int, alignment: int, address_bits: int) -> int | None:
         """A free address for ``size`` bytes below 2^``address_bits``; None where there is none.
 

@@ -56,8 +56,10 @@ class IRQ:
         self._owner = owner
         self._op = f"wait for {name} vector {vector}"
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._users = 0
+        self._wakes = 0
         self._closed = False
         self._futures: list[asyncio.Future[None]] = []
 
@@ -148,13 +150,25 @@ class IRQ:
             raise DeviceClosed("closed", op=self._op, uri=self._owner.uri)
         self._owner.check_present(self._op)
 
+    def drain(self) -> int:
+        """Drop signals that nobody has waited for; returns how many there were."""
+        with self._lock:
+            wakes, self._wakes = self._wakes, 0
+            try:
+                return max(0, os.eventfd_read(self._fd) - wakes)
+            except BlockingIOError:
+                return 0
+
     def wake(self) -> None:
         """Make everybody who waits look again whether the device is there."""
+        if os.getpid() != self._pid:
+            return  # a child of a fork: the parent would take it for an interrupt
         with self._lock:
             if self._fd >= 0:
                 # Who holds the other end may have filled it: then it is readable already.
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(self._fd, 1)
+                    self._wakes += 1
 
     def close(self) -> None:
         """Wake everybody who waits; the last of them closes the descriptor."""
@@ -243,6 +257,10 @@ class IRQSet(Closing):
     def closed(self) -> bool:
         """Whether the index was disabled again."""
         return not self._open
+
+    def drain(self) -> int:
+        """Drop signals that nobody has waited for; returns how many there were."""
+        return sum(irq.drain() for irq in self._irqs)
 
     def wake(self) -> None:
         """Make everybody who waits for a vector look whether the device is still there."""

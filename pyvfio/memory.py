@@ -7,10 +7,12 @@ The kernel wants the virtual address of DMA memory, a vfio-user server the descr
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
+import functools
 import os
 import secrets
+import time
 import warnings
 import weakref
 from enum import Enum
@@ -25,6 +27,11 @@ from pyvfio.errors import BufferInUse, DeviceClosed, VFIOError
 from pyvfio.native.mmio import MappedMemory
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+
+_SEGMENTS = "/dev/shm"
+_PREFIX = "pyvfio-"
+_LEFT_BEHIND = 60.0
+"""Seconds after which the name of a segment, which lives for two system calls, was left behind."""
 
 ByteArray: TypeAlias = npt.NDArray[np.uint8]
 
@@ -124,7 +131,7 @@ class SharedMemory(Closing):
         except OSError as error:
             hint = "are huge pages reserved? (vm.nr_hugepages)" if huge_page_size else ""
             raise VFIOError(
-                os.strerror(error.errno or errno.EIO),
+                os.strerror(error.errno) if error.errno else str(error),
                 op=f"allocate {self.size} bytes of shared memory",
                 errno=error.errno,
                 hint=hint,
@@ -184,7 +191,8 @@ class SharedMemory(Closing):
 def _create(size: int, kind: MemoryKind, huge_page_size: int | None) -> int:
     if kind is MemoryKind.MEMFD:
         return _create_memfd(size, huge_page_size)
-    name = f"/pyvfio-{os.getpid()}-{secrets.token_hex(8)}"
+    _remove_leftovers()
+    name = f"/{_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     try:
         # Sized only after the name is gone, so that the name exists for two system calls.
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, size=0, mode=0o600)
@@ -198,6 +206,21 @@ def _create(size: int, kind: MemoryKind, huge_page_size: int | None) -> int:
     fd: int = segment.fd
     os.set_inheritable(fd, False)
     return _sized(fd, size)
+
+
+@functools.cache
+def _remove_leftovers() -> None:
+    """Take away, once in a process, what others left that were killed between the two calls.
+
+    Nothing holds memory there: no name lives long enough to get any.
+    """
+    with contextlib.suppress(OSError):  # no /dev/shm: creating tells it better
+        for entry in os.scandir(_SEGMENTS):
+            if entry.name.startswith(_PREFIX):
+                with contextlib.suppress(OSError):  # somebody else's, or gone just now
+                    status = entry.stat(follow_symlinks=False)
+                    if not status.st_size and time.time() - status.st_mtime > _LEFT_BEHIND:
+                        os.unlink(entry.path)
 
 
 def _create_memfd(size: int, huge_page_size: int | None) -> int:
@@ -236,8 +259,8 @@ def _warn_in_use(memory: object, in_use: bool) -> None:
 class BufferOwner(Protocol):
     """What a buffer needs of the container that made it."""
 
-    def unmap(self, iova: int, size: int) -> None:
-        """Take the buffer away from the device."""
+    def retire(self, buffer: DMABuffer) -> None:
+        """Take the buffer away from the device, and release it."""
 
     def forget(self, buffer: DMABuffer) -> None:
         """A buffer was released."""
@@ -278,8 +301,11 @@ class DMABuffer(Closing):
         if not self._open:
             return
         self._memory.check_unused()
-        self._container.unmap(self.iova, self.size)
-        self.release()
+        self._container.retire(self)
+
+    def withdraw(self, withdrawn: bool = True) -> None:
+        """Closed, but not released as long as its unmap may fail; called by the container."""
+        self._open = not withdrawn
 
     def release(self) -> None:
         """Let go of memory that is not mapped any more; called by the container."""
@@ -290,6 +316,15 @@ class DMABuffer(Closing):
     def check_unused(self) -> None:
         """Raise :class:`BufferInUse` where a numpy view of the buffer is alive."""
         self._memory.check_unused()
+
+    def consists_of(self, memory: object) -> bool:
+        """Whether ``memory`` is what was mapped for the buffer."""
+        return memory is self._memory
+
+    @property
+    def open(self) -> bool:
+        """Whether :meth:`close` has not been called."""
+        return self._open
 
     @property
     def in_use(self) -> bool:
@@ -304,8 +339,7 @@ class DMABuffer(Closing):
         """As :meth:`close`; where a view is alive, the memory lives until it is deleted."""
         if self._open:
             in_use = self.in_use
-            self._container.unmap(self.iova, self.size)
-            self.release()
+            self._container.retire(self)
             _warn_in_use(self, in_use)
 
     def __repr__(self) -> str:

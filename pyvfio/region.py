@@ -10,9 +10,18 @@ from __future__ import annotations
 import errno
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
-from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError, operation_error
+import numpy.typing as npt
+
+from pyvfio.errors import (
+    DeviceClosed,
+    RegionError,
+    UnsupportedError,
+    operation_error,
+)
+from pyvfio.io_eventfd import IOEventFD
 from pyvfio.memory import PAGE_SIZE, ByteArray, View
 from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
@@ -37,24 +46,49 @@ class _MappedArea:
         return self.start <= offset and offset + size <= self.end
 
 
+class Posting:
+    """Whether the regions of one device post their writes: until one of them is mapped.
+
+    A store to mapped memory does not wait for messages that are under way, so it would overtake
+    them (QEMU's vfio-user client: no posting with a region that can be mapped).
+
+    :param flush: waits until what was posted is done.
+    :param default: whether memory BARs post where nobody says otherwise.
+    """
+
+    def __init__(self, flush: Callable[[], None], default: bool = False) -> None:
+        self.default = default
+        self.over = False
+        self._flush = flush
+
+    def end(self) -> None:
+        """A region is mapped: wait for what was posted, and post no more."""
+        if not self.over:
+            self.over = True
+            self._flush()
+
+
 class Region:
     """A region of a device; PCI BARs, ROM and configuration space are regions.
 
     :param device_io: the vector that reaches it.
     :param info: what the device says of it.
     :param uri: the device, for errors.
+    :param posting: whether the device's regions post their writes; shared by all of them.
     """
 
-    def __init__(self, device_io: DeviceIO, info: RegionInfo, uri: str) -> None:
+    def __init__(
+        self, device_io: DeviceIO, info: RegionInfo, uri: str, posting: Posting | None = None
+    ) -> None:
         self.info = info
-        self.posted = False
-        """Ask for writes that are not mapped to be posted: order is kept, errors are never seen.
-        Configuration space and I/O ports do not obey."""
+        self._posting = posting or Posting(device_io.flush)
+        self._posted: bool | None = None
         self._device_io = device_io
         self._uri = uri
         self._readable = bool(info.flags & RegionFlags.READ)
         self._writable = bool(info.flags & RegionFlags.WRITE)
         self._areas: list[_MappedArea] | None = None
+        self._io_eventfds: tuple[IOEventFD, ...] | None = None
         self._closed = False
 
     @property
@@ -64,8 +98,24 @@ class Region:
 
     @property
     def postable(self) -> bool:
-        """Whether writes may be posted at all."""
-        return True
+        """Whether writes may be posted at all; only those to a memory BAR may."""
+        return False
+
+    @property
+    def posted(self) -> bool:
+        """Whether writes that are not mapped are posted: sent without waiting for an answer.
+
+        Their order is kept, also with all that follows; an error of the device is never seen.
+        ``VFIOBase.flush`` waits until they are done.  Set it to choose for this region; nothing is
+        posted to configuration space or I/O ports, nor once a region of the device is mapped, nor
+        by the kernel's backend.
+        """
+        wanted = self._posting.default if self._posted is None else self._posted
+        return wanted and self.postable and not self._posting.over
+
+    @posted.setter
+    def posted(self, wanted: bool) -> None:
+        self._posted = wanted
 
     @property
     def size(self) -> int:
@@ -123,8 +173,6 @@ class Region:
             if len(data) != width:
                 raise self._short("read", offset, width, len(data))
             return int.from_bytes(data, "little")
-        if not self._readable:
-            raise self._denied("read", offset)
         value = mmio.READ[width](area.address + offset - area.start)
         if value == mmio.ALL_ONES[width] and mmio.faulted():
             raise self._fault("read", offset)
@@ -143,8 +191,6 @@ class Region:
         if area is None:
             self._write_trapped(offset, value.to_bytes(width, "little"))
             return
-        if not self._writable:
-            raise self._denied("write", offset)
         if mmio.WRITE[width](area.address + offset - area.start, value):
             raise self._fault("write", offset)
 
@@ -155,8 +201,6 @@ class Region:
         self._check_range("read", offset, size)
         area = self._area(offset, size) if size else None
         if area is not None:
-            if not self._readable:
-                raise self._denied("read", offset)
             copied = mmio.copy_out(area.address + offset - area.start, size)
             if copied is None:
                 raise self._fault("read", offset)
@@ -165,6 +209,25 @@ class Region:
         if len(data) != size:
             raise self._short("read", offset, size, len(data))
         return bytes(data)
+
+    def read_into(self, offset: int, buffer: Buffer | npt.NDArray[Any]) -> None:
+        """Fill ``buffer``, which is contiguous and can be written, from ``offset`` on.
+
+        The widths of the accesses are the transport's choice; what ``buffer`` holds after an error
+        is not defined.
+        """
+        target = memoryview(cast(Buffer, buffer)).cast("B")
+        if target.readonly:
+            raise ValueError("the buffer cannot be written")
+        self._check_range("read", offset, len(target))
+        if not len(target):
+            return
+        area = self._area(offset, len(target))
+        if area is None:
+            self._read_trapped_into(offset, target)
+            return
+        if not mmio.copy_into(target, area.address + offset - area.start):
+            raise self._fault("read", offset)
 
     def write_bytes(self, offset: int, data: Buffer) -> None:
         """Write the bytes of ``data``; the widths of the accesses are the transport's choice."""
@@ -176,8 +239,6 @@ class Region:
         if area is None:
             self._write_trapped(offset, data)
             return
-        if not self._writable:
-            raise self._denied("write", offset)
         if not mmio.copy_in(area.address + offset - area.start, data):
             raise self._fault("write", offset)
 
@@ -202,6 +263,22 @@ class Region:
             hint="use read_bytes() and write_bytes()",
         )
 
+    @property
+    def io_eventfds(self) -> tuple[IOEventFD, ...]:
+        """The registers that can be kicked through an eventfd, asked once; none on a kernel device.
+
+        :raises RemoteProtocolError: the server's list makes no sense.
+        """
+        if self._io_eventfds is None:
+            self._check_open("list io eventfds")
+            op = f"list io eventfds of {self.name}"
+            try:
+                infos = self._device_io.get_io_eventfds(self.info.index)
+            except OSError as error:
+                raise operation_error(error, RegionError, op=op, uri=self._uri) from error
+            self._io_eventfds = tuple(IOEventFD(info, self._check_open) for info in infos)
+        return self._io_eventfds
+
     # Ways
 
     def _area(self, offset: int, size: int) -> _MappedArea | None:
@@ -214,7 +291,10 @@ class Region:
         """The areas, mapped at first use; what cannot be mapped is read and written instead."""
         if self._areas is None:
             self._check_open("map")
-            self._areas = list(self._map_areas())
+            areas = list(self._map_areas())
+            if areas:
+                self._posting.end()
+            self._areas = areas
         return self._areas
 
     def _map_areas(self) -> Iterator[_MappedArea]:
@@ -247,11 +327,19 @@ class Region:
                 error, RegionError, op=self._op("read", offset), uri=self._uri
             ) from error
 
+    def _read_trapped_into(self, offset: int, target: memoryview) -> None:
+        try:
+            count = self._device_io.region_read_into(self.info.index, offset, target)
+        except OSError as error:
+            raise operation_error(
+                error, RegionError, op=self._op("read", offset), uri=self._uri
+            ) from error
+        if count != len(target):
+            raise self._short("read", offset, len(target), count)
+
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         try:
-            count = self._device_io.region_write(
-                self.info.index, offset, data, posted=self.posted and self.postable
-            )
+            count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
         except OSError as error:
             raise operation_error(
                 error, RegionError, op=self._op("write", offset), uri=self._uri
@@ -283,6 +371,8 @@ class Region:
                 uri=self._uri,
                 errno=errno.EINVAL,
             )
+        if not (self._readable if verb == "read" else self._writable):
+            raise self._denied(verb, offset)
 
     def _check_open(self, verb: str) -> None:
         if self._closed:
@@ -296,7 +386,9 @@ class Region:
         return RegionError(reason, op=self._op(verb, offset), uri=self._uri, errno=errno.EIO)
 
     def _denied(self, verb: str, offset: int) -> RegionError:
-        """For memory that is not mapped for the access, which would end the process."""
+        """For what the region does not allow: on mapped memory it would end the process, and a
+        posted write would vanish without a word.
+        """
         return RegionError(
             f"the region cannot be {'read' if verb == 'read' else 'written'}",
             op=self._op(verb, offset),
@@ -313,16 +405,31 @@ class Region:
             hint="is memory decoding off, the device gone, or its file truncated?",
         )
 
+    def move_to(self, device_io: DeviceIO, info: RegionInfo) -> bool:
+        """Reach the region through another vector; called when the device is reached again.
+
+        :returns: whether a numpy view of what was mapped before is alive.
+        """
+        self._device_io, self.info = device_io, info
+        for entry in self._io_eventfds or ():
+            entry.retire()
+        self._io_eventfds = None
+        return self._unmap()
+
+    def _unmap(self) -> bool:
+        """Let go of what is mapped; returns whether a numpy view of it is alive."""
+        areas, self._areas = self._areas or [], None
+        in_use = any(area.view.in_use for area in areas)
+        for area in areas:
+            area.view.release()
+        return in_use
+
     def close(self) -> None:
         """Unmap the region; called when the device is closed."""
         if self._closed:
             return
         self._closed = True
-        areas, self._areas = self._areas or [], None
-        in_use = any(area.view.in_use for area in areas)
-        for area in areas:
-            area.view.release()
-        if in_use:
+        if self._unmap():
             warnings.warn(
                 f"{self._uri}: a numpy view of {self.name} is alive; the device file stays mapped"
                 " until it is deleted",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pyvfio.errors import UnsupportedError
 from pyvfio.uapi import chain, vfio
@@ -125,6 +125,35 @@ class IRQInfo:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class IOEventFDInfo:
+    """A register write that can be made by signalling ``fd``, which the vector owns.
+
+    :ivar size: width in bytes; 0 is any.
+    :ivar datamatch: the value that is written; None is any.
+    """
+
+    offset: int
+    size: int
+    datamatch: int | None
+    fd: int
+
+
+class Vectors(Protocol):
+    """Both vectors of a device that is reached, and an end to it."""
+
+    @property
+    def device_io(self) -> DeviceIO:
+        """Operations on the device."""
+
+    @property
+    def container_io(self) -> ContainerIO:
+        """Operations on its IO address space."""
+
+    def close(self) -> None:
+        """Let go of the device.  May be repeated."""
+
+
 class DMASource(Protocol):
     """Memory to be mapped for a device: the kernel wants the address, a server the descriptor."""
 
@@ -152,6 +181,10 @@ class DeviceIO(ABC):
     def get_irq_info(self, index: int) -> IRQInfo:
         """One interrupt index."""
 
+    def get_io_eventfds(self, index: int) -> Sequence[IOEventFDInfo]:
+        """The writes to a region that can be made through an eventfd; optional: there are none."""
+        return ()
+
     @abstractmethod
     def set_irqs(
         self,
@@ -174,12 +207,30 @@ class DeviceIO(ABC):
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         """Read ``size`` bytes; fewer come back where the device gives no more."""
 
+    def region_read_into(self, index: int, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer``; returns the bytes read, fewer where the device gives no more.
+
+        Optional: one :meth:`region_read` and a copy.
+        """
+        data = self.region_read(index, offset, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     @abstractmethod
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         """Write ``data``; returns the number of bytes taken.
 
         :param posted: do not wait; order is kept, errors are never seen.
         """
+
+    @property
+    def unflushed(self) -> bool:
+        """Whether writes were posted that are not known to be carried out; optional: never."""
+        return False
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return when every posted write has been carried out; at once where none is posted."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -192,6 +243,17 @@ class DeviceIO(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close every descriptor that this vector owns.  May be repeated."""
+
+
+class BatchFailure(NamedTuple):
+    """An operation of a batch that was not carried out.
+
+    :ivar position: which of the maps and unmaps since :meth:`ContainerIO.begin`, from 0.
+    :ivar error: what the vector would have raised.
+    """
+
+    position: int
+    error: Exception
 
 
 class ContainerIO(ABC):
@@ -225,6 +287,17 @@ class ContainerIO(ABC):
     @abstractmethod
     def dma_unmap_all(self) -> None:
         """Take away every map."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Until :meth:`commit`, maps and unmaps need not be through when they return."""
+
+    @abstractmethod
+    def commit(self) -> Sequence[BatchFailure]:
+        """Wait for every map and unmap since :meth:`begin`; returns those that failed, in order.
+
+        One that raised at once is not counted.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -75,8 +75,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Descriptors, threads and shared memory after a test are those from before it."""
-    fds, threads, segments = open_fds(), thread_names(), shared_segments()
+    """Descriptors, threads and shared memory after a test are those from before it.
+
+    Shared memory is that of this process: another run of the tests may be under way beside it.
+    """
+    fds, threads, segments = open_fds(), thread_names(), shared_segments(os.getpid())
     yield
     if open_fds() != fds or not thread_names() <= threads:
         gc.collect()  # what only a cycle of references holds is no leak
@@ -84,7 +87,7 @@ def no_leaks() -> Iterator[None]:
     after = open_fds()
     leaked = {fd: name for fd, name in after.items() if fds.get(fd) != name}
     assert not leaked, f"descriptors leaked: {leaked}"
-    assert shared_segments() <= segments
+    assert shared_segments(os.getpid()) <= segments
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from types import TracebackType
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
+PROGRAM_SECONDS = 60.0
 
 
 class ServerProcess:
@@ -81,6 +82,24 @@ class ServerProcess:
         self.stop()
 
 
+def run_program(program: str, *arguments: str) -> str:
+    """Run Python code in a process whose signals and limits are its own; returns what it says.
+
+    It must say nothing on stderr, warnings included, but for Python's own of forks with threads.
+    """
+    warnings = ("-W", "error", "-W", "ignore:.*multi-threaded:DeprecationWarning")
+    done = subprocess.run(
+        [sys.executable, *warnings, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr  # noqa: PT018
+    return done.stdout
+
+
 @contextmanager
 def stopped(server: ServerProcess) -> Iterator[None]:
     """The server does not run for a while."""
@@ -116,9 +135,10 @@ def resident(pid: int | str = "self") -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def shared_segments() -> set[str]:
-    """What pyvfio has left in /dev/shm."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith("pyvfio")}
+def shared_segments(pid: int | None = None) -> set[str]:
+    """What pyvfio has left in /dev/shm: that of one process, or of all."""
+    start = "pyvfio" if pid is None else f"pyvfio-{pid}-"
+    return {name for name in os.listdir("/dev/shm") if name.startswith(start)}
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:

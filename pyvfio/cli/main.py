@@ -11,13 +11,26 @@ import sys
 from collections.abc import Sequence
 
 from pyvfio import __version__
-from pyvfio.cli import bind, config, demo, doctor, info, irq, list_devices, peek, reset, serve
+from pyvfio.cli import (
+    bind,
+    config,
+    demo,
+    doctor,
+    info,
+    irq,
+    list_devices,
+    peek,
+    reset,
+    serve,
+    trace,
+)
 from pyvfio.errors import BackendError, ConnectionLost, OpenError, VFIOError, VFIOTimeout
+from pyvfio.transport.trace import VARIABLE, start
 
 DONE, FAILED, USAGE, UNAVAILABLE, TIMEOUT = range(5)
 INTERRUPTED = 130
 
-_VERBS = (demo, list_devices, bind, doctor, info, config, peek, irq, reset, serve)
+_VERBS = (demo, list_devices, bind, doctor, info, config, peek, irq, reset, serve, trace)
 
 _EPILOG = """exit status: 0 done, 1 failed, 2 usage, 3 device or backend unavailable, 4 time-out"""
 
@@ -31,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pyvfio {__version__}")
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="log what happens; twice for more"
+    )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="append each vfio-user message to FILE, for `pyvfio trace FILE` to print; the same as"
+        f" {VARIABLE}=FILE in the environment",
     )
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for verb in _VERBS:
@@ -47,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         format="pyvfio: %(levelname)s: %(message)s",
     )
     try:
+        if args.trace is not None:
+            os.environ[VARIABLE] = os.path.abspath(args.trace)  # processes that we start as well
+        start()
         status: int = args.run(args)
     except VFIOError as error:
         _tell(error)

@@ -4,13 +4,31 @@
 from __future__ import annotations
 
 import argparse
+import grp
 import os
+import pwd
+import re
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pyvfio import models
+from pyvfio.server.credentials import Allowed
+from pyvfio.server.quotas import Quotas
 from pyvfio.server.server import Server
+
+_NO_ID = (1 << 32) - 1
+_SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_QUOTAS = {
+    "max_maps": "DMA maps at one time",
+    "max_mapped": "bytes of its memory mapped at one time",
+    "max_descriptors": "eventfds kept for it",
+    "max_data": "bytes of data in one message",
+    "max_queued": "bytes of requests queued while the model waits for its memory",
+}
+"""Quotas -> what their options say; the options are named like them."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -22,7 +40,10 @@ def add_parser(verbs: Any) -> None:
     )
     known = ", ".join(models.MODELS)
     parser.add_argument("model", metavar="MODEL", help=f"{known}, or module:Class of your own")
-    parser.add_argument("--socket", required=True, metavar="PATH", help="where to listen")
+    # The second name is that of the specification, "Backend Program Conventions".
+    parser.add_argument(
+        "--socket", "--socket-path", required=True, metavar="PATH", help="where to listen"
+    )
     parser.add_argument(
         "--mode",
         type=_mode,
@@ -30,7 +51,49 @@ def add_parser(verbs: Any) -> None:
         metavar="OCTAL",
         help="permission bits of the socket file (default 0600)",
     )
+    parser.add_argument(
+        "--group",
+        type=_group,
+        metavar="GROUP",
+        help="group of the socket file, by name or number (default: the process's own)",
+    )
+    _add_allowed(parser)
+    _add_quotas(parser)
     parser.set_defaults(run=run)
+
+
+def _add_allowed(parser: argparse.ArgumentParser) -> None:
+    options = parser.add_argument_group(
+        "who may connect",
+        "By name or number, may be repeated; a client needs to match one of them.  Without any,"
+        " the permissions of the socket file decide alone.",
+    )
+    options.add_argument(
+        "--allow-uid", type=_user, action="append", default=[], metavar="USER", help="this user"
+    )
+    options.add_argument(
+        "--allow-gid",
+        type=_group,
+        action="append",
+        default=[],
+        metavar="GROUP",
+        help="members of this group",
+    )
+
+
+def _add_quotas(parser: argparse.ArgumentParser) -> None:
+    options = parser.add_argument_group(
+        "what one client may take", "Sizes in bytes, or with K, M, G, T."
+    )
+    known = Quotas()
+    for name, what in _QUOTAS.items():
+        options.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=_size,
+            default=getattr(known, name),
+            metavar="N",
+            help=f"{what} (default {getattr(known, name)})",
+        )
 
 
 def _mode(text: str) -> int:
@@ -40,13 +103,47 @@ def _mode(text: str) -> int:
     return mode
 
 
+def _size(text: str) -> int:
+    """An integer with a unit."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"no size: {text!r}")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def _user(text: str) -> int:
+    return _id(text, lambda: pwd.getpwnam(text).pw_uid)
+
+
+def _group(text: str) -> int:
+    return _id(text, lambda: grp.getgrnam(text).gr_gid)
+
+
+def _id(text: str, look_up: Callable[[], int]) -> int:
+    """The number of a user or group, given as it is or by name."""
+    if text.isdecimal() and int(text) < _NO_ID:
+        return int(text)
+    try:
+        return look_up()
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no {text!r}") from None
+
+
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
+    quotas = Quotas(**{name: getattr(args, name) for name in _QUOTAS})
     # A model of one's own is looked for here first, as `python -m` does.
     sys.path.insert(0, os.getcwd())
     model = models.make(args.model)
     try:
-        server = Server(model, args.socket, args.mode)
+        server = Server(
+            model,
+            args.socket,
+            args.mode,
+            group=args.group,
+            quotas=quotas,
+            allow=_allowed(args),
+        )
     except BaseException:
         model.close()
         raise
@@ -57,3 +154,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"serving {args.model} ({ids}) on vfio-user:{args.socket}", flush=True)
         server.serve_forever()
     return 0
+
+
+def _allowed(args: argparse.Namespace) -> Allowed | None:
+    if not args.allow_uid and not args.allow_gid:
+        return None
+    return Allowed(frozenset(args.allow_uid), frozenset(args.allow_gid))

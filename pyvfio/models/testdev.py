@@ -21,6 +21,11 @@ Registers (little-endian, any width that is aligned):
 0x038   DMA: offset in BAR 2 (64 bits)
 0x040   DMA: number of bytes (32 bits)
 0x044   DMA: runs on write; 1 client to BAR 2, 2 BAR 2 to client.  Reads errno, 0 for done
+0x050   doorbell: an ioeventfd kicks it, a write of any width and value
+0x054   doorbell: an ioeventfd kicks it, a write of 4 bytes with the value 0xC0FFEE
+0x058   number of writes and kicks of the doorbell 0x050 so far (32 bits)
+0x05c   number of writes and kicks of the doorbell 0x054 so far (32 bits)
+0x060   value of the last write to a doorbell (64 bits); a kick of 0x050 writes 0
 ======  ==================================================================
 """
 
@@ -33,11 +38,19 @@ from typing import ClassVar
 import numpy as np
 
 from pyvfio.errors import DMAError
-from pyvfio.server.model import DeviceModel, Identity, ModelBAR, ModelCapability, ModelMSIX
+from pyvfio.server.model import (
+    DeviceModel,
+    Identity,
+    ModelBAR,
+    ModelCapability,
+    ModelIOEventFD,
+    ModelMSIX,
+)
 from pyvfio.uapi.pci import BARType, CapabilityID, ExtendedCapabilityID
 
 ID, SCRATCH, ACCESSES, WIDTH, FIRE, PIN = 0x000, 0x010, 0x020, 0x024, 0x028, 0x02C
 DMA_ADDRESS, DMA_OFFSET, DMA_COUNT, DMA_RUN = 0x030, 0x038, 0x040, 0x044
+DOORBELL, MATCHED_DOORBELL, KICKS, MATCHED_KICKS, KICKED = 0x050, 0x054, 0x058, 0x05C, 0x060
 
 IDENTIFICATION = 0x54534554
 REGISTERS, TABLE, MEMORY, PORTS = 0, 1, 2, 4
@@ -47,6 +60,7 @@ VECTORS = 32
 PBA_OFFSET = 0x800
 SERIAL_NUMBER = 0x0123_4567_89AB_CDEF
 TO_DEVICE, TO_CLIENT = 1, 2
+DOORBELL_MATCH = 0xC0FFEE
 
 _STORED = {DMA_ADDRESS: 8, DMA_OFFSET: 8, DMA_COUNT: 4}
 
@@ -65,6 +79,10 @@ class TestDevice(DeviceModel):
         ),
         PORTS: ModelBAR(32, BARType.IO, backed=True),
     }
+    io_eventfds = (
+        ModelIOEventFD(REGISTERS, DOORBELL),
+        ModelIOEventFD(REGISTERS, MATCHED_DOORBELL, 4, DOORBELL_MATCH),
+    )
     interrupt_pin = 1
     msix = ModelMSIX(VECTORS, table=(TABLE, 0), pba=(TABLE, PBA_OFFSET))
     express = True
@@ -88,6 +106,8 @@ class TestDevice(DeviceModel):
         self._width = 0
         self._pin = 0
         self._result = 0
+        self._kicks = {DOORBELL: 0, MATCHED_DOORBELL: 0}
+        self._kicked = 0
         self._stored = dict.fromkeys(_STORED, 0)
 
     # Registers
@@ -109,6 +129,9 @@ class TestDevice(DeviceModel):
             WIDTH: self._width,
             PIN: self._pin,
             DMA_RUN: self._result,
+            KICKS: self._kicks[DOORBELL],
+            MATCHED_KICKS: self._kicks[MATCHED_DOORBELL],
+            KICKED: self._kicked,
         }.get(offset, 0)
 
     def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
@@ -127,6 +150,9 @@ class TestDevice(DeviceModel):
             self.set_intx(bool(self._pin))
         elif offset == DMA_RUN:
             self._result = self._run_dma(value)
+        elif offset in self._kicks:
+            self._kicks[offset] += 1
+            self._kicked = value
         else:
             self._store(offset, width, value)
 

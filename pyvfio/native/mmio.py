@@ -45,8 +45,12 @@ def faulted() -> bool:
 def copy_out(address: int, size: int) -> bytearray | None:
     """Copy ``size`` bytes from ``address``; None where some of them cannot be reached."""
     data = bytearray(size)
-    failed = lib.pyvfio_copy(_address_of(data), address, size)
-    return None if failed else data
+    return data if copy_into(data, address) else None
+
+
+def copy_into(target: bytearray | memoryview, address: int) -> bool:
+    """Fill ``target`` from ``address``; False where some of it cannot be reached."""
+    return not lib.pyvfio_copy(_address_of(target), address, len(target))
 
 
 def copy_in(address: int, data: Buffer) -> bool:

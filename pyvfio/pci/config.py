@@ -9,19 +9,18 @@ from pyvfio.pci import capabilities
 from pyvfio.pci.capabilities import Capability
 from pyvfio.region import Region
 from pyvfio.uapi import pci
+from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.pci import CapabilityID, Command, ExtendedCapabilityID, Register, Status
 
 
 class ConfigSpace(Region):
     """The configuration region of a PCI device.  Its accesses are never posted or mapped."""
 
+    _known_command = bytes(pci.COMMAND.width)
+
     @property
     def name(self) -> str:
         return "config"
-
-    @property
-    def postable(self) -> bool:
-        return False
 
     def get(self, register: Register, base: int = 0) -> int:
         """Read a register, of the header or of the capability at ``base``."""
@@ -84,11 +83,26 @@ class ConfigSpace(Region):
     @property
     def command(self) -> Command:
         """Command register: which accesses the device answers and makes."""
-        return Command(self.get(pci.COMMAND))
+        value = self.get(pci.COMMAND)
+        self._known_command = value.to_bytes(pci.COMMAND.width, "little")
+        return Command(value)
 
     @command.setter
     def command(self, value: int) -> None:
         self.set(pci.COMMAND, value)
+
+    @property
+    def known_command(self) -> Command:
+        """The command register as it was last read or written, for a device that has lost it."""
+        return Command(int.from_bytes(self._known_command, "little"))
+
+    def _write_trapped(self, offset: int, data: Buffer) -> None:
+        super()._write_trapped(offset, data)
+        written, start = bytearray(self._known_command), pci.COMMAND.offset
+        for at, byte in enumerate(data, offset):
+            if start <= at < start + len(written):
+                written[at - start] = byte
+        self._known_command = bytes(written)
 
     def capabilities(self) -> Iterator[Capability]:
         """All capabilities: the conventional list, then the extended one."""

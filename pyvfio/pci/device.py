@@ -6,7 +6,7 @@ from __future__ import annotations
 from pyvfio.base import VFIOBase
 from pyvfio.closing import Closing
 from pyvfio.container import Container
-from pyvfio.errors import UnsupportedError
+from pyvfio.errors import OpenError, UnsupportedError
 from pyvfio.irq import IRQSet
 from pyvfio.pci.bars import BARs
 from pyvfio.pci.config import ConfigSpace
@@ -15,9 +15,12 @@ from pyvfio.pci.irqs import InterruptMode
 from pyvfio.pci.msi import MSI
 from pyvfio.pci.msix import MSIX
 from pyvfio.pci.reset import reset_function
+from pyvfio.reconnection import Reconnection
 from pyvfio.region import Region
+from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, Command
 from pyvfio.uapi.vfio import PCIIRQ, DeviceFlags, PCIRegion
+from pyvfio.vectors import DeviceIO
 
 MIN_REGIONS = PCIRegion.CONFIG + 1
 """Regions that a PCI device has at least: six BARs, the ROM, configuration space."""
@@ -62,6 +65,7 @@ class PCIDevice(Closing):
         self.intx = INTx(base, config, mode)
         self.msi = MSI(base, config, mode)
         self.msix = MSIX(base, config, mode)
+        self._ids = _ids(base.device_io)
         self._enable_decoding()
 
     def _enable_decoding(self) -> None:
@@ -71,6 +75,34 @@ class PCIDevice(Closing):
         command = self.config.command
         if wanted & ~int(command):
             self.config.command = command | wanted
+
+    def reconnect(self, timeout: float = 0.0) -> Reconnection:
+        """Reach the device again whose server was started again, or closed the connection.
+
+        As :meth:`VFIOBase.reconnect`; the command register is put back as well, so that the device
+        answers and masters the bus as before.
+
+        :param timeout: seconds to wait for the server to start.
+        :raises UnsupportedError: the backend cannot lose its device and find it again.
+        :raises OpenError: the server cannot be reached, or serves another device.
+        :raises ConnectionLost: it is gone again.
+        """
+        command = self.config.known_command
+        done = self.base.reconnect(timeout, self._check_ids)
+        if self.config.command != command:
+            self.config.command = command
+        return done
+
+    def _check_ids(self, device_io: DeviceIO) -> None:
+        found = _ids(device_io)
+        if found != self._ids:
+            raise OpenError(
+                "another device answers: {:04x}:{:04x} instead of {:04x}:{:04x}".format(
+                    *found, *self._ids
+                ),
+                op="reconnect",
+                uri=self.uri,
+            )
 
     @property
     def uri(self) -> str:
@@ -119,6 +151,14 @@ class PCIDevice(Closing):
         """
         self.base.hot_reset()
 
+    def flush(self) -> None:
+        """Return when every posted write has been carried out; see :attr:`Region.posted`.
+
+        :raises ConnectionLost: the device is gone; what became of them is not known.
+        :raises VFIOTimeout: it does not answer.
+        """
+        self.base.flush()
+
     def watch_release(self) -> IRQSet:
         """One interrupt that fires when the host asks for the device back (an unbind, a removal).
 
@@ -152,3 +192,9 @@ class PCIDevice(Closing):
     def __repr__(self) -> str:
         state = "closed" if self.closed else "lost" if self.lost else "open"
         return f"<PCIDevice {self.uri} {state}>"
+
+
+def _ids(device_io: DeviceIO) -> tuple[int, int]:
+    """Vendor and device id."""
+    data = device_io.region_read(PCIRegion.CONFIG, pci.VENDOR_ID.offset, 4)
+    return int.from_bytes(data[:2], "little"), int.from_bytes(data[2:], "little")

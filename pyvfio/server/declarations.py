@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 
 from pyvfio.memory import PAGE_SIZE
-from pyvfio.server.model import DeviceModel, Identity, ModelBAR, ModelCapability, ModelMSIX
+from pyvfio.server.model import (
+    DeviceModel,
+    Identity,
+    ModelBAR,
+    ModelCapability,
+    ModelIOEventFD,
+    ModelMSIX,
+)
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, CapabilityID
 
@@ -22,6 +30,7 @@ _OWN = (CapabilityID.EXP, CapabilityID.MSI, CapabilityID.MSIX)
 """Capabilities that the server makes of other declarations."""
 _MAX_MSI_VECTORS = 32
 _MAX_PIN = 4
+_WRITE_SIZES = (0, 1, 2, 4, 8)
 _SMALLEST_MEMORY, _SMALLEST_PORTS, _LARGEST_PORTS = 16, 4, 256
 
 
@@ -38,6 +47,7 @@ def check(model: DeviceModel) -> None:
             raise ValueError(f"MSI cannot have {vectors} vectors")
     if model.msix is not None:
         _check_msix(model.msix, model.bars)
+    _check_io_eventfds(model)
     for capability in model.capabilities:
         _check_capability(capability)
     if model.extended_capabilities and not model.express:
@@ -76,11 +86,7 @@ def _check_bar(number: int, bar: ModelBAR, bars: Mapping[int, ModelBAR]) -> None
 def _check_msix(msix: ModelMSIX, bars: Mapping[int, ModelBAR]) -> None:
     if not 1 <= msix.vectors <= pci.MSIX_CONTROL_SIZE + 1:
         raise ValueError(f"MSI-X cannot have {msix.vectors} vectors")
-    places = [
-        ("table", *msix.table, msix.vectors * pci.MSIX_ENTRY_SIZE),
-        ("PBA", *msix.pba, -(-msix.vectors // 64) * 8),
-    ]
-    for what, number, offset, size in places:
+    for what, number, offset, size in _msix_places(msix):
         bar = bars.get(number)
         if bar is None or bar.type is BARType.IO:
             raise ValueError(f"the MSI-X {what} needs a memory BAR, {number} is none")
@@ -89,9 +95,44 @@ def _check_msix(msix: ModelMSIX, bars: Mapping[int, ModelBAR]) -> None:
         for start, length in bar.mappable:
             if offset < start + length and start < offset + size:
                 raise ValueError(f"clients would map the MSI-X {what} away from the server")
-    (_, table_bar, table, table_size), (_, pba_bar, pba, pba_size) = places
+    (_, table_bar, table, table_size), (_, pba_bar, pba, pba_size) = _msix_places(msix)
     if table_bar == pba_bar and table < pba + pba_size and pba < table + table_size:
         raise ValueError("the MSI-X table lies over the pending bits")
+
+
+def _msix_places(msix: ModelMSIX) -> Iterator[tuple[str, int, int, int]]:
+    """(name, BAR, offset, bytes) of the table and of the pending bits."""
+    yield "table", *msix.table, msix.vectors * pci.MSIX_ENTRY_SIZE
+    yield "PBA", *msix.pba, -(-msix.vectors // 64) * 8
+
+
+def _check_io_eventfds(model: DeviceModel) -> None:
+    for entry in model.io_eventfds:
+        _check_io_eventfd(entry, model)
+    # As KVM refuses them (``ioeventfd_check_collision``): one write would mean two kicks.
+    for one, other in combinations(model.io_eventfds, 2):
+        if (
+            (one.bar, one.offset) == (other.bar, other.offset)
+            and (one.size == other.size or not one.size or not other.size)
+            and (one.datamatch == other.datamatch or None in (one.datamatch, other.datamatch))
+        ):
+            raise ValueError(f"two ioeventfds for the same write at {one.offset:#x}")
+
+
+def _check_io_eventfd(entry: ModelIOEventFD, model: DeviceModel) -> None:
+    where = f"the ioeventfd at {entry.offset:#x} of BAR {entry.bar}"
+    bar = model.bars.get(entry.bar)
+    if bar is None or bar.backed:
+        raise ValueError(f"{where}: the BAR has no callbacks")
+    if entry.size not in _WRITE_SIZES:
+        raise ValueError(f"{where}: a write cannot have {entry.size} bytes")
+    if entry.offset % entry.width or not 0 <= entry.offset <= bar.size - entry.width:
+        raise ValueError(f"{where}: no register can be there")
+    if entry.datamatch is not None and not 0 <= entry.datamatch < 1 << 8 * entry.size:
+        raise ValueError(f"{where}: no write of {entry.size} bytes has that value")
+    for what, number, offset, size in _msix_places(model.msix) if model.msix else ():
+        if number == entry.bar and offset - entry.width < entry.offset < offset + size:
+            raise ValueError(f"{where}: the MSI-X {what} is there")
 
 
 def _check_capability(capability: ModelCapability) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The client's memory as the model sees it: what DMA_MAP announced.
+"""The client's memory as the model reaches it.
 
 A range that came with a descriptor is mapped and copied directly; one without is reached by
 DMA_READ and DMA_WRITE.  A copy that faults, because the client truncated its file, is an error and
@@ -9,203 +9,130 @@ not the end of the server.
 from __future__ import annotations
 
 import errno
-import os
-import stat
-import threading
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 from pyvfio.errors import ConnectionLost, DeviceClosed, DMAError, VFIOError, VFIOTimeout
 from pyvfio.native import mmio
+from pyvfio.server.dma_maps import DMAMap, DMAMaps, gone
 from pyvfio.uapi.layout import Buffer
-from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
+from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
-from pyvfio.wire.version import DEFAULT_MAX_DMA_MAPS, DEFAULT_PGSIZES
 
 MAX_MESSAGE = 64 * 1024
 """Bytes in one DMA_READ or DMA_WRITE; some clients do not finish sending long replies."""
 
-_PAGE = DEFAULT_PGSIZES & -DEFAULT_PGSIZES
-_END = 1 << 64
 _ERRNO = {
     VFIOTimeout: errno.ETIMEDOUT,
     ConnectionLost: errno.ENOTCONN,
     DeviceClosed: errno.ENOTCONN,
 }
-# An integer: the inverse of an IntFlag leaves unknown bits out.
-_MAP_FLAGS = int(DMAMapFlags.READ | DMAMapFlags.WRITE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Map:
-    iova: int
+class _Span(NamedTuple):
+    """Part of a DMA that lies in one map: ``size`` bytes at ``address``."""
+
+    entry: DMAMap
+    address: int
     size: int
-    flags: DMAMapFlags
-    memory: mmio.MappedMemory | None
-
-    @property
-    def end(self) -> int:
-        return self.iova + self.size
 
 
 class GuestMemory:
-    """The DMA maps of one client.
+    """DMA to and from one client.
 
+    :param maps: what is mapped.
     :param ask: sends DMA_READ or DMA_WRITE to the client and returns the reply's payload.
     :param max_data: bytes that the client takes in one of them.
     """
 
     def __init__(
-        self, ask: Callable[[Command, messages.DMARead | messages.DMAWrite], object], max_data: int
+        self,
+        maps: DMAMaps,
+        ask: Callable[[Command, messages.DMARead | messages.DMAWrite], object],
+        max_data: int,
     ) -> None:
+        self.maps = maps
         self._ask = ask
         self._chunk = min(MAX_MESSAGE, max_data)
-        # Held during a direct copy, so that an unmap is answered after the last one is through.
-        self._lock = threading.Lock()
-        self._maps: list[_Map] = []
-
-    # DMA_MAP and DMA_UNMAP
-
-    def map(self, request: messages.DMAMap, fd: int | None) -> None:
-        """Add a map; the descriptor stays the caller's.
-
-        :raises OSError: EINVAL, EEXIST for an overlap, ENOSPC, or what mmap says.
-        """
-        if request.flags & ~_MAP_FLAGS or not request.flags:
-            raise OSError(errno.EINVAL, f"flags {request.flags:#x}")
-        if not request.size or (request.iova | request.size | request.offset) % _PAGE:
-            raise OSError(errno.EINVAL, "address, size and offset must be whole pages")
-        if request.iova + request.size > _END:
-            raise OSError(errno.EINVAL, "beyond the end of the address space")
-        flags = DMAMapFlags(request.flags)
-        with self._lock:
-            if self._inside(request.iova, request.iova + request.size):
-                raise OSError(errno.EEXIST, "overlaps another map")
-            if len(self._maps) >= DEFAULT_MAX_DMA_MAPS:
-                raise OSError(errno.ENOSPC, f"{DEFAULT_MAX_DMA_MAPS} maps are in use")
-            memory = None if fd is None else _map_file(fd, request, flags)
-            position = bisect_right(self._maps, request.iova, key=_start)
-            self._maps.insert(position, _Map(request.iova, request.size, flags, memory))
-
-    def unmap(self, request: messages.DMAUnmap) -> None:
-        """Remove a map, or every map that lies in the range; quietly where there is none.
-
-        Clients that follow a guest's IOMMU send ranges that hold many maps, or none.
-
-        :raises OSError: EINVAL where the range cuts a map, or for flags that do not exist.
-        """
-        if request.flags & ~int(DMAUnmapFlags.ALL):
-            raise OSError(errno.EINVAL, f"flags {request.flags:#x}")
-        everything = bool(request.flags & DMAUnmapFlags.ALL)
-        if everything and (request.iova or request.size):
-            raise OSError(errno.EINVAL, "an address or a size with the flag ALL")
-        end = _END if everything else request.iova + request.size
-        if end > _END or (not everything and not request.size):
-            raise OSError(errno.EINVAL, f"{request.size} bytes at {request.iova:#x}")
-        with self._lock:
-            found = self._inside(request.iova, end)
-            if any(entry.iova < request.iova or entry.end > end for entry in found):
-                raise OSError(errno.EINVAL, "the range cuts a map")
-            self._maps = [entry for entry in self._maps if entry not in found]
-
-    def clear(self) -> None:
-        """Drop every map: the client is gone."""
-        with self._lock:
-            self._maps.clear()
-
-    def _inside(self, start: int, end: int) -> list[_Map]:
-        """The maps that share an address with a range."""
-        first = bisect_right(self._maps, start, key=_start)
-        if first and self._maps[first - 1].end > start:
-            first -= 1
-        last = bisect_right(self._maps, end - 1, key=_start)
-        return self._maps[first:last]
-
-    # The model's DMA
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the client's memory; raises :class:`DMAError`."""
         data = bytearray()
-        for entry, at, length in self._spans(address, size, DMAMapFlags.READ):
-            if entry.memory is None:
-                data += self._ask_to_read(at, length)
+        for span in self._spans(address, size, DMAMapFlags.READ):
+            if span.entry.memory is None:
+                data += self._ask_to_read(span)
             else:
-                data += self._copy_out(entry, entry.memory, at, length)
+                data += self._copy_out(span)
         return bytes(data)
 
     def write(self, address: int, data: Buffer) -> None:
         """Write the client's memory; raises :class:`DMAError`."""
         rest = memoryview(data).cast("B")
-        for entry, at, length in self._spans(address, len(rest), DMAMapFlags.WRITE):
-            if entry.memory is None:
-                self._ask_to_write(at, rest[:length])
+        for span in self._spans(address, len(rest), DMAMapFlags.WRITE):
+            if span.entry.memory is None:
+                self._ask_to_write(span, rest[: span.size])
             else:
-                self._copy_in(entry, entry.memory, at, rest[:length])
-            rest = rest[length:]
+                self._copy_in(span, rest[: span.size])
+            rest = rest[span.size :]
 
-    def _spans(self, address: int, size: int, need: DMAMapFlags) -> Iterator[tuple[_Map, int, int]]:
-        """(map, address, bytes) of each piece, all of them checked before the first is given."""
-        with self._lock:
-            found = self._inside(address, address + size) if size > 0 else []
+    def _spans(self, address: int, size: int, need: DMAMapFlags) -> list[_Span]:
+        """The pieces of a range, all of them checked before the first is reached for."""
         at, spans = address, []
-        for entry in found:
+        for entry in self.maps.inside(address, address + size) if size > 0 else ():
             if entry.iova > at:
                 break
             if not entry.flags & need:
-                raise _denied(address, size, f"mapped without permission to {need.name}")
+                raise _refused(
+                    address, size, errno.EPERM, f"mapped without permission to {need.name}"
+                )
             length = min(entry.end, address + size) - at
-            spans.append((entry, at, length))
+            spans.append(_Span(entry, at, length))
             at += length
         if at != address + size:
-            raise DMAError(
-                f"{size} bytes that are not all mapped",
-                iova=address,
-                size=size,
-                op=f"DMA at {address:#x}",
-                errno=errno.EFAULT,
-            )
-        return iter(spans)
+            raise _refused(address, size, errno.EFAULT, f"{size} bytes that are not all mapped")
+        return spans
 
-    def _copy_out(self, entry: _Map, memory: mmio.MappedMemory, at: int, length: int) -> bytearray:
-        with self._lock:
-            self._check_mapped(entry, at, length)
-            data = mmio.copy_out(memory.address + at - entry.iova, length)
+    # Directly
+
+    def _copy_out(self, span: _Span) -> bytearray:
+        with self.maps.using(span.entry) as start:
+            data = mmio.copy_out(start + span.address - span.entry.iova, span.size)
         if data is None:
-            raise _gone(at, length)
+            raise gone(span.address, span.size)
         return data
 
-    def _copy_in(self, entry: _Map, memory: mmio.MappedMemory, at: int, data: memoryview) -> None:
-        with self._lock:
-            self._check_mapped(entry, at, len(data))
-            done = mmio.copy_in(memory.address + at - entry.iova, data)
+    def _copy_in(self, span: _Span, data: memoryview) -> None:
+        with self.maps.using(span.entry) as start:
+            done = mmio.copy_in(start + span.address - span.entry.iova, data)
         if not done:
-            raise _gone(at, len(data))
+            raise gone(span.address, span.size)
 
-    def _check_mapped(self, entry: _Map, at: int, length: int) -> None:
-        if not any(found is entry for found in self._inside(at, at + length)):
-            raise _gone(at, length)
+    # By messages
 
-    def _ask_to_read(self, at: int, length: int) -> bytes:
+    def _ask_to_read(self, span: _Span) -> bytearray:
         data = bytearray()
-        while len(data) < length:
-            count = min(self._chunk, length - len(data))
-            reply = self._ask_client(Command.DMA_READ, messages.DMARead(at + len(data), count))
+        while len(data) < span.size:
+            count = min(self._chunk, span.size - len(data))
+            message = messages.DMARead(span.address + len(data), count)
+            reply = self._ask_client(span.entry, Command.DMA_READ, message)
             assert isinstance(reply, messages.DMAData)
             data += reply.data
-        return bytes(data)
+        return data
 
-    def _ask_to_write(self, at: int, data: memoryview) -> None:
+    def _ask_to_write(self, span: _Span, data: memoryview) -> None:
         for done in range(0, len(data), self._chunk):
-            chunk = data[done : done + self._chunk]
-            self._ask_client(Command.DMA_WRITE, messages.DMAWrite(at + done, chunk))
+            message = messages.DMAWrite(span.address + done, data[done : done + self._chunk])
+            self._ask_client(span.entry, Command.DMA_WRITE, message)
 
     def _ask_client(
-        self, command: Command, message: messages.DMARead | messages.DMAWrite
+        self, entry: DMAMap, command: Command, message: messages.DMARead | messages.DMAWrite
     ) -> object:
         try:
-            return self._ask(command, message)
+            with self.maps.using(entry):
+                reply = self._ask(command, message)
+        except DMAError:
+            raise
         except VFIOError as error:
             number = error.errno or _ERRNO.get(type(error), errno.EIO)
             raise DMAError(
@@ -214,29 +141,10 @@ class GuestMemory:
                 op=command.name,
                 errno=number,
             ) from error
+        if entry.gone:  # the unmap did not wait so long
+            raise gone(entry.iova, entry.size)
+        return reply
 
 
-def _start(entry: _Map) -> int:
-    return entry.iova
-
-
-def _map_file(fd: int, request: messages.DMAMap, flags: DMAMapFlags) -> mmio.MappedMemory:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or request.offset + request.size > status.st_size:
-        raise OSError(errno.EINVAL, "the descriptor is no file of that size")
-    writable = bool(flags & DMAMapFlags.WRITE)
-    return mmio.MappedMemory(fd, request.offset, request.size, writable=writable)
-
-
-def _denied(address: int, size: int, reason: str) -> DMAError:
-    return DMAError(reason, iova=address, size=size, op=f"DMA at {address:#x}", errno=errno.EPERM)
-
-
-def _gone(address: int, size: int) -> DMAError:
-    return DMAError(
-        "the client took the memory away",
-        iova=address,
-        size=size,
-        op=f"DMA at {address:#x}",
-        errno=errno.EFAULT,
-    )
+def _refused(address: int, size: int, number: int, reason: str) -> DMAError:
+    return DMAError(reason, iova=address, size=size, op=f"DMA at {address:#x}", errno=number)

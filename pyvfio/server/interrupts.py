@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 
+from pyvfio import eventfd
 from pyvfio.server.config_space import ModelConfigSpace
 from pyvfio.server.model import DeviceModel
 from pyvfio.server.msix import MSIXState
@@ -25,8 +25,6 @@ from pyvfio.uapi.vfio import (
     IRQSetFlags,
 )
 from pyvfio.wire.messages import SetIRQs
-
-_EVENTFD_LINK = "anon_inode:[eventfd]"
 
 
 class Interrupts:
@@ -67,10 +65,11 @@ class Interrupts:
             flags |= IRQFlags.NORESIZE
         return flags, self._counts[irq]
 
-    def set_irqs(self, request: SetIRQs, fds: list[int]) -> None:
+    def set_irqs(self, request: SetIRQs, fds: list[int], max_fds: int) -> None:
         """Carry out SET_IRQS; descriptors that are kept are removed from ``fds``.
 
-        :raises OSError: EINVAL for what the specification forbids.
+        :param max_fds: eventfds that may be kept of all indexes.
+        :raises OSError: EINVAL for what the specification forbids, EMFILE for too many eventfds.
         """
         irq = _irq(request.index)
         data, action = request.flags & IRQ_SET_DATA, request.flags & IRQ_SET_ACTION
@@ -86,7 +85,8 @@ class Interrupts:
             raise _invalid(f"vectors {request.start}+{request.count} of {self._counts[irq]}")
         vectors = range(request.start, request.start + request.count)
         if data == IRQSetFlags.DATA_EVENTFD:
-            self._assign(irq, action, vectors, fds)
+            self._check_eventfds(irq, action, vectors, fds, max_fds)
+            self._assign(irq, vectors, fds)
         else:
             self._act(irq, action, self._chosen(request, data, vectors))
 
@@ -102,13 +102,21 @@ class Interrupts:
             raise _invalid(f"{len(request.data)} bools for {request.count} vectors")
         return [v for v, chosen in zip(vectors, request.data, strict=True) if chosen]
 
-    def _assign(self, irq: PCIIRQ, action: int, vectors: range, fds: list[int]) -> None:
+    def _check_eventfds(
+        self, irq: PCIIRQ, action: int, vectors: range, fds: list[int], max_fds: int
+    ) -> None:
         if action != IRQSetFlags.TRIGGER:
             raise OSError(errno.ENOTSUP, "eventfds that mask or unmask")
         if fds and len(fds) != len(vectors):
             raise _invalid(f"{len(fds)} descriptors for {len(vectors)} vectors")
-        if any(not _is_eventfd(fd) for fd in fds):
+        if any(not eventfd.is_eventfd(fd) for fd in fds):
             raise _invalid("a descriptor that is no eventfd")
+        replaced = self._fds[irq][vectors.start : vectors.stop]
+        kept = sum(_held(table) for table in self._fds.values()) - _held(replaced)
+        if kept + len(fds) > max_fds:
+            raise OSError(errno.EMFILE, f"{len(fds)} eventfds, {kept} are kept already")
+
+    def _assign(self, irq: PCIIRQ, vectors: range, fds: list[int]) -> None:
         table = self._fds[irq]
         for vector, fd in zip(vectors, fds or [-1] * len(vectors), strict=True):
             if table[vector] >= 0:
@@ -182,9 +190,8 @@ class Interrupts:
 
     def _signal(self, irq: PCIIRQ, vector: int) -> None:
         fd = self._fds[irq][vector]
-        # The client may have filled a blocking eventfd; a counter at its end tells it enough.
-        if fd >= 0 and _writable(fd):
-            os.eventfd_write(fd, 1)
+        if fd >= 0:
+            eventfd.signal(fd)
 
     # Enable bits and the end of a client
 
@@ -250,11 +257,5 @@ def _invalid(reason: str) -> OSError:
     return OSError(errno.EINVAL, reason)
 
 
-def _is_eventfd(fd: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{fd}") == _EVENTFD_LINK
-
-
-def _writable(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    return bool(poller.poll(0))
+def _held(fds: list[int]) -> int:
+    return sum(fd >= 0 for fd in fds)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from pyvfio.memory import ByteArray
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.pci import BARType
+from pyvfio.uapi.vfio import DMAMapFlags
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,35 @@ class ModelCapability:
     version: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class ModelIOEventFD:
+    """A register write that may come as the kick of an eventfd (KVM's ioeventfd) as well.
+
+    Clients learn of it by DEVICE_GET_REGION_IO_FDS.  Each kick arrives as a call of ``bar_write``,
+    from a thread of the server's; kicks and writes of one client are not ordered.
+
+    :ivar bar: a BAR that has callbacks: not backed.
+    :ivar offset: bytes from its start, a multiple of the width.
+    :ivar size: width of the write, 1, 2, 4 or 8; 0 stands for any, and arrives as 4 bytes.
+    :ivar datamatch: the value that is written; None for any, and 0 arrives.
+    """
+
+    bar: int
+    offset: int
+    size: int = 0
+    datamatch: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Bytes that ``bar_write`` is called with."""
+        return self.size or 4
+
+    @property
+    def data(self) -> bytes:
+        """The write that a kick stands for, little-endian."""
+        return (self.datamatch or 0).to_bytes(self.width, "little")
+
+
 class ModelServices(Protocol):
     """What the server does for a model; any thread may ask."""
 
@@ -112,8 +143,18 @@ class DeviceModel:
     lock around what it shares with them, and must not hold it while it calls :meth:`dma_read` or
     :meth:`dma_write`: a client may be unable to serve those while its own access waits.
 
+    :meth:`bar_read`, :meth:`bar_write` and :meth:`reset` may return a future of their result
+    instead, which another thread completes.  The client's next request is carried out when it is
+    done; the lock is not held meanwhile.  The future is cancelled when the client leaves or the
+    server stops, so whoever completes it asks it first (``set_running_or_notify_cancel``), as
+    executors do.
+
+    A callback that raises :class:`OSError` has its errno told to the client, any other exception
+    EIO; the model goes on to be served.
+
     :cvar identity: vendor, device, class ...
     :cvar bars: the BARs by number.
+    :cvar io_eventfds: registers that can be kicked through an eventfd.
     :cvar interrupt_pin: 1 to 4 for INTA to INTD, 0 for none.
     :cvar msi: MSI, if the device has it.
     :cvar msix: MSI-X, if the device has it.
@@ -125,6 +166,7 @@ class DeviceModel:
 
     identity: ClassVar[Identity]
     bars: ClassVar[Mapping[int, ModelBAR]] = {}
+    io_eventfds: ClassVar[Sequence[ModelIOEventFD]] = ()
     interrupt_pin: ClassVar[int] = 0
     msi: ClassVar[ModelMSI | None] = None
     msix: ClassVar[ModelMSIX | None] = None
@@ -139,15 +181,32 @@ class DeviceModel:
 
     # To be implemented
 
-    def bar_read(self, bar: int, offset: int, width: int) -> int:
+    def bar_read(self, bar: int, offset: int, width: int) -> int | Future[int]:
         """A read of ``width`` bytes (1, 2, 4, 8), aligned; all ones where nothing answers."""
         return (1 << 8 * width) - 1
 
-    def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
+    def bar_write(self, bar: int, offset: int, width: int, value: int) -> Future[None] | None:
         """A write of ``width`` bytes (1, 2, 4, 8), aligned; dropped where nothing answers."""
+        return None
 
-    def reset(self) -> None:
+    def reset(self) -> Future[None] | None:
         """Back to the state after power-on; the server resets configuration space itself."""
+        return None
+
+    def memory_mapped(self, iova: int, size: int, flags: DMAMapFlags) -> None:
+        """The client lets the device reach ``size`` bytes of its memory at ``iova``.
+
+        :param flags: which accesses it allows.
+        :raises Exception: the map is refused and undone.
+        """
+
+    def memory_unmapped(self, iova: int, size: int) -> None:
+        """The client takes away what it mapped; it can be reached until this returns.
+
+        Called for what a client leaves behind as well, where only memory that the client passed a
+        descriptor for can be reached still.  An exception is told to the client, but the memory
+        is gone.
+        """
 
     def client_lost(self) -> None:
         """The client has gone; its memory and interrupts are gone with it, the state stays."""

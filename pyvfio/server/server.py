@@ -13,14 +13,20 @@ import threading
 
 from pyvfio.closing import Closing
 from pyvfio.errors import AccessDenied, DeviceBusy, OpenError
+from pyvfio.server.credentials import Allowed, Credentials
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.model import DeviceModel
+from pyvfio.server.quotas import Quotas
 from pyvfio.server.session import Session
 
 log = logging.getLogger(__name__)
 
 CLIENTS_WAITING = 16
 """Clients that may wait in the socket's queue while another is served."""
+
+
+ACCEPT_AGAIN = 1000
+"""Milliseconds after which a client is tried again that could not be accepted."""
 
 
 class Server(Closing):
@@ -32,13 +38,28 @@ class Server(Closing):
     :param model: the model; closed with the server.
     :param path: where to listen.  A socket file that nobody listens on is replaced.
     :param mode: permission bits of the socket file.
+    :param group: id of the group that the socket file belongs to; by default the process's own.
+    :param quotas: what one client may take.
+    :param allow: who may be a client, of those that the socket file lets in; everybody by default.
+    :raises AccessDenied: the socket file cannot be made there, or not be given to the group.
     :raises DeviceBusy: a server listens there already.
     :raises OpenError: the path is something else, or the socket cannot be made.
     """
 
-    def __init__(self, model: DeviceModel, path: str, mode: int = 0o600) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        path: str,
+        mode: int = 0o600,
+        *,
+        group: int | None = None,
+        quotas: Quotas | None = None,
+        allow: Allowed | None = None,
+    ) -> None:
         self.path = path
-        self._listener = _listen(path, mode)
+        self._quotas = quotas or Quotas()
+        self._allow = allow
+        self._listener = _listen(path, mode, group)
         try:
             status = os.stat(path)
             self._file = (status.st_dev, status.st_ino)
@@ -59,6 +80,8 @@ class Server(Closing):
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
+        stopped = select.poll()
+        stopped.register(self._stop_fd, select.POLLIN)
         clients = 0
         while not self._stopping:
             poller.poll()
@@ -71,15 +94,34 @@ class Server(Closing):
             except OSError as error:
                 # Out of descriptors or memory: the client waits in the queue until there are some.
                 log.warning("%s: cannot accept a client: %s", self.path, error)
-                poller.poll(1000)
+                stopped.poll(ACCEPT_AGAIN)
                 continue
             clients += 1
-            self._serve(sock, f"{self.path} client {clients}")
+            name = f"{self.path} client {clients}"
+            if self._is_admitted(sock, name):
+                self._serve(sock, name)
+            else:
+                sock.close()
+
+    def _is_admitted(self, sock: socket.socket, name: str) -> bool:
+        try:
+            client = Credentials.of(sock)
+        except OSError as error:
+            log.warning("%s: refused: %s", name, error)
+            return False
+        admitted = self._allow is None or self._allow.admits(client)
+        log.log(
+            logging.INFO if admitted else logging.WARNING,
+            "%s: %s: %s",
+            name,
+            "connected" if admitted else "refused",
+            client,
+        )
+        return admitted
 
     def _serve(self, sock: socket.socket, name: str) -> None:
-        log.info("%s: connected", name)
         try:
-            session = Session(sock, self._function, name)
+            session = Session(sock, self._function, self._quotas, name)
         except (OSError, RuntimeError) as error:
             log.warning("%s: cannot be served: %s", name, error)
             return
@@ -127,16 +169,23 @@ class Server(Closing):
             pass
 
 
-def _listen(path: str, mode: int) -> socket.socket:
+def _listen(path: str, mode: int, group: int | None) -> socket.socket:
     _remove_stale(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
     try:
         sock.bind(path)
-        os.chmod(path, mode)  # before listen(), so that nobody else could have connected
+        bound = True
+        # Before listen(), so that nobody else could have connected.
+        if group is not None:
+            os.chown(path, -1, group)
+        os.chmod(path, mode)
         sock.listen(CLIENTS_WAITING)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
+        if bound:
+            os.unlink(path)
         if isinstance(error, PermissionError):
             raise AccessDenied(
                 "permission denied", op="listen", uri=path, errno=error.errno

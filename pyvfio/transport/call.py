@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from pyvfio.errors import VFIOError
+from pyvfio.errors import VFIOError, VFIOTimeout
 from pyvfio.transport.sockets import close_fds
-from pyvfio.wire.header import Command
+from pyvfio.uapi.layout import Buffer
+from pyvfio.wire.header import HEADER, Command
+from pyvfio.wire.messages import RegionWrite, RegionWriteMulti
+from pyvfio.wire.messages.region import WRITE_COUNT, WRITE_ENTRY
 
 
 class Reply(NamedTuple):
@@ -28,10 +31,44 @@ class Outgoing:
         self.data = memoryview(data)
         self.fds = [os.dup(fd) for fd in fds]
 
+    def seal(self) -> None:
+        """Nothing more comes into the message: it is about to be sent, or another follows it."""
+
     def drop_fds(self) -> None:
         """Close the descriptors: they have been sent, or never will be."""
         close_fds(self.fds)
         self.fds = []
+
+
+class WriteCollection(Outgoing):
+    """Posted writes that the socket has not taken yet; they go as one REGION_WRITE_MULTI.
+
+    :param encode: makes the message.
+    """
+
+    MAX_WRITES = 200
+    """Writes in one message; the same bound as QEMU's, so that every server has room for it."""
+
+    def __init__(self, encode: Callable[[RegionWriteMulti], list[Buffer]]) -> None:
+        super().__init__(b"", ())
+        self._encode = encode
+        self._writes: list[RegionWrite] = []
+
+    def add(self, write: RegionWrite) -> int:
+        """Take one more write along.
+
+        :returns: the bytes that it adds; 0 where there is no room, or the message is sealed.
+        """
+        if self.data or len(self._writes) == self.MAX_WRITES:
+            return 0
+        # A copy: the caller may change its buffer from here on.
+        self._writes.append(RegionWrite(write.offset, write.region, bytes(write.data)))
+        first = len(self._writes) == 1
+        return WRITE_ENTRY.size + (HEADER.size + WRITE_COUNT.size if first else 0)
+
+    def seal(self) -> None:
+        if not self.data:
+            self.data = memoryview(b"".join(self._encode(RegionWriteMulti(tuple(self._writes)))))
 
 
 class Waiter(Protocol):
@@ -58,6 +95,9 @@ class CallOwner(Protocol):
     def give_up(self, call: Call, seconds: float) -> None:
         """Stop waiting for ``call``, unless it completed just now."""
 
+    def forget(self, call: Call) -> None:
+        """Nobody waits for ``call`` any more."""
+
 
 class Call:
     """A request that has been sent, or is about to be."""
@@ -69,10 +109,18 @@ class Call:
         self._outcome: Reply | VFIOError | None = None
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def complete(self, outcome: Reply | VFIOError) -> None:
-        """Called once, by the channel."""
-        self._outcome = outcome
+    def complete(self, outcome: Reply | VFIOError) -> bool:
+        """Called by the channel, with its lock; returns whether the outcome is the first."""
+        first = self._outcome is None
+        if first:
+            self._outcome = outcome
         self._bell.put(None)
+        return first
+
+    def close_fds(self) -> None:
+        """Close the descriptors of a reply that nobody takes."""
+        if isinstance(self._outcome, Reply):
+            close_fds(self._outcome.fds)
 
     def ready(self) -> bool:
         """Whether the outcome is known."""
@@ -97,8 +145,13 @@ class Call:
         :raises VFIOTimeout: no reply came; it will be drained if it still comes.
         """
         seconds = self._channel.timeout if timeout is None else timeout
-        if not self._channel.wait_for(self, seconds):
-            self._channel.give_up(self, seconds)
+        try:
+            if not self._channel.wait_for(self, seconds):
+                self._channel.give_up(self, seconds)
+        except BaseException as error:
+            if not isinstance(error, VFIOTimeout):
+                self._channel.forget(self)
+            raise
         outcome = self._outcome
         if isinstance(outcome, VFIOError):
             raise outcome

@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pyvfio.errors import (
     ConnectionLost,
@@ -39,7 +39,8 @@ from pyvfio.errors import (
     VFIOTimeout,
 )
 from pyvfio.polling import milliseconds
-from pyvfio.transport.call import Call, Outgoing, Reply, Waiter
+from pyvfio.transport import trace
+from pyvfio.transport.call import Call, Outgoing, Reply, Waiter, WriteCollection
 from pyvfio.transport.sockets import close_fds, receive, send
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
@@ -54,7 +55,7 @@ from pyvfio.wire.connection import (
     RequestReceived,
 )
 from pyvfio.wire.header import Command, command_name
-from pyvfio.wire.messages import Message, Request, payload_size
+from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request, payload_size
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ MAX_IN_FLIGHT = 64
 MAX_QUEUED = 64 << 20
 """Bytes queued for a peer that does not read, after which nothing more is taken from it."""
 
+MAX_QUEUED_FDS = 64
+"""Descriptors queued for it likewise, each a descriptor of this process."""
+
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
 
@@ -71,6 +75,8 @@ IDLE = 0.001
 """Seconds without a caller after which the channel's own thread takes the turn to read."""
 
 PeerRequest: TypeAlias = RequestReceived | RequestInvalid
+
+LEFT_TO_PARENT = "the connection is that of the process which forked; open one after the fork"
 
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _Encode: TypeAlias = Callable[[], tuple[int | None, list[Buffer]]]
@@ -89,6 +95,7 @@ class Channel:
         reads; it must not wait, owns ``request.fds``, and answers with :meth:`reply` or
         :meth:`refuse`, then or later.
     :param on_lost: called once when the peer is gone, in whichever thread noticed; not on close().
+    :param twin: whether this is the socket for the server's own commands.
     """
 
     def __init__(
@@ -101,25 +108,28 @@ class Channel:
         timeout: float,
         on_request: Callable[[Channel, PeerRequest], None],
         on_lost: Callable[[VFIOError], None],
+        twin: bool = False,
     ) -> None:
         self.name = name
         self.timeout = timeout
         self._sock = sock
         self._sock.setblocking(False)
         self._connection = Connection(role, max_data)
+        self._tracer: trace.Tracer | None = None
         self._on_request = on_request
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._queue: deque[Outgoing] = deque()
         self._queued = 0
+        self._queued_fds = 0
         self._in_flight = 0
         self._lost: VFIOError | None = None
         self._closing = False
         self._paused = False
         self._hurried = False
-        # Who has the turn holds the lock; the waiters who have not sleep, and are passed it.
-        self._turn = threading.Lock()
+        # The thread that has the turn; the waiters who have it not sleep, and are passed it.
+        self._holder: int | None = None
         self._reader: int | None = None
         self._waiters: list[Waiter] = []
         self._waits = 0
@@ -132,6 +142,10 @@ class Channel:
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._poller.register(self._wake_fd, select.POLLIN)
+            self._tracer = trace.tracer(sock, role, name, twin)
+            if self._tracer is not None:
+                self._connection.observer = self._tracer.received
+            _open.add(self)
             self._thread.start()
         except BaseException:
             self._drop_descriptors()
@@ -153,18 +167,19 @@ class Channel:
         """Send a command without waiting; its :class:`Call` waits.
 
         ``fds`` stay the caller's, who may close them when this returns.
+
+        :raises VFIOTimeout: the peer does not read and too much is queued for it already.
         """
         self._refuse_reader(command)
         call = Call(self, command)
 
         def encode() -> tuple[int | None, list[Buffer]]:
-            self._wait_for_slot(command)
             call.number, buffers = self._encode(command, message, call)
             self._in_flight += 1
             return call.number, buffers
 
         try:
-            self._transmit(command, encode, fds)
+            self._transmit(command, encode, fds, room=self.timeout, slot=True)
         except ConnectionLost:
             if call.number < 0:  # otherwise it was pending, and losing the peer completes it
                 raise
@@ -178,21 +193,59 @@ class Channel:
         self._refuse_reader(command)
 
         def encode() -> tuple[int | None, list[Buffer]]:
-            return None, self._encode(command, message, None, no_reply=True)[1]
+            return None, self._encode_posted(command, message)
 
         self._transmit(command, encode, (), room=self.timeout)
+
+    def post_write(self, write: RegionWrite) -> None:
+        """Post a REGION_WRITE of at most 8 bytes to a peer that takes REGION_WRITE_MULTI.
+
+        While the socket takes nothing, such writes are collected into one message, which ends
+        where another command follows; raises as :meth:`post` does.
+        """
+        if not self._collect(write):
+            self.post(Command.REGION_WRITE, write)
+
+    def _collect(self, write: RegionWrite) -> bool:
+        with self._lock:
+            self._check_usable(Command.REGION_WRITE)
+            if not self._queue or self._queued >= MAX_QUEUED:
+                return False
+            last = self._queue[-1]
+            added = last.add(write) if isinstance(last, WriteCollection) else 0
+            if not added:
+                last.seal()
+                last = WriteCollection(self._encode_collected)
+                added = last.add(write)
+                self._queue.append(last)
+            self._queued += added
+            return True
 
     def give_up(self, call: Call, seconds: float) -> None:
         """Stop waiting for ``call`` unless it completed just now; raises :class:`VFIOTimeout`."""
         with self._lock:
-            abandoned = not self._over() and self._connection.abandon(call.number)
-            if abandoned:
-                self._free_slot()
-        if not abandoned:  # it has been completed, or is being
-            while not call.ready():
-                call.sleep(None)
-            return
-        raise self._timeout(call.command, seconds, "no reply")
+            abandoned = self._abandon(call)
+            if self._over():  # whoever has its reply in hand may not get to it any more
+                call.complete(self._end_of(call))
+        if abandoned:
+            raise self._timeout(call.command, seconds, "no reply", id=call.number)
+        while not call.ready():  # it is being completed
+            call.sleep(None)
+
+    def forget(self, call: Call) -> None:
+        """Nobody waits for ``call`` any more: its caller was interrupted."""
+        with self._lock:
+            if self._abandon(call):
+                return
+            call.complete(ConnectionLost("interrupted", op=call.command.name, uri=self.name))
+        call.close_fds()
+
+    def _abandon(self, call: Call) -> bool:
+        """Have a reply drained if it still comes; False where it has come, or none can."""
+        abandoned = not self._over() and self._connection.abandon(call.number)
+        if abandoned:
+            self._free_slot()
+        return abandoned
 
     # Answers to the peer
 
@@ -240,6 +293,10 @@ class Channel:
         self._hurried = True
         self._wake()
 
+    def give_up_peer(self, reason: str) -> None:
+        """Take the peer for gone, though it may be there; not in ``on_request``."""
+        self._lose(ConnectionLost, reason)
+
     def close(self) -> None:
         """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
         with self._lock:
@@ -247,15 +304,33 @@ class Channel:
                 return
             self._room.wait_for(lambda: not self._queue or self._lost is not None, LINGER)
             self._closing = True
+            self._note("closed")
             self._room.notify_all()
             self._wake()
-        self._pass_turn()
+        self._step_back()
         self._thread.join()
-        with self._turn:  # whoever reads has seen that it is over
-            self._finish_all(DeviceClosed, "closed")
+        with self._lock:
+            self._room.wait_for(lambda: self._holder is None)  # who reads has seen that it is over
+        self._finish_all()
         self._drop_descriptors()
 
+    def after_fork(self) -> None:
+        """In the child of a fork: leave the connection to the parent.
+
+        Two processes cannot share a stream; and a child that kept the socket would keep the peer
+        from hearing of the parent's end.
+        """
+        # Who held these is not here to release them.
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._waiters, self._holder, self._standby = [], None, False
+        self._drop_descriptors()
+        if not self._closing:
+            self._lost = ConnectionLost(LEFT_TO_PARENT, uri=self.name)
+            self._on_lost(self._lost)
+
     def _drop_descriptors(self) -> None:
+        _open.discard(self)
         for outgoing in self._queue:
             outgoing.drop_fds()
         self._queue.clear()
@@ -273,10 +348,12 @@ class Channel:
         encode: _Encode,
         fds: Sequence[int],
         room: float | None = None,
+        slot: bool = False,
     ) -> None:
         """Encode and send one message, in order with all others.
 
         :param room: seconds to wait until less is queued; not at all by default.
+        :param slot: wait until fewer requests wait for their replies.
         :raises ConnectionLost: the peer is gone.
         :raises OSError: nothing was sent for another reason, such as a closed descriptor.
         """
@@ -285,21 +362,25 @@ class Channel:
             self._check_usable(command)
             if room is not None:
                 self._wait_for_room(command, room)
-            number, buffers = encode()
+            if slot:
+                self._wait_for_slot(command)
+            number: int | None = None
             try:
+                number, buffers = encode()
                 self._send(buffers, fds)
-            except OSError as error:
-                if error.errno not in _GONE:
+            except VFIOError:
+                raise  # it cannot be encoded
+            except BaseException as error:
+                if isinstance(error, OSError) and error.errno not in (None, *_GONE):
+                    self._note("not sent", command=command_name(command), reason=str(error))
                     self._take_back(number)
                     raise
-                failure = error
-            except KeyboardInterrupt as error:
                 failure = error  # what is left of the message may be lost, and the step with it
         if failure is not None:
             self._lose(ConnectionLost, str(failure) or "interrupted while sending")
-            if isinstance(failure, KeyboardInterrupt):
-                raise failure
-            raise self._lost_error(command) from failure
+            if isinstance(failure, OSError) and failure.errno in _GONE:
+                raise self._lost_error(command) from failure
+            raise failure  # a signal handler's, or there is no memory
 
     def _take_back(self, number: int | None) -> None:
         """Forget a request of which nothing was sent."""
@@ -317,14 +398,29 @@ class Channel:
                 f"a value does not fit into the message: {error}", op=command.name, uri=self.name
             ) from error
 
+    def _encode_posted(self, command: Command, message: Request) -> list[Buffer]:
+        return self._encode(command, message, None, no_reply=True)[1]
+
+    def _encode_collected(self, writes: RegionWriteMulti) -> list[Buffer]:
+        buffers = self._encode_posted(Command.REGION_WRITE_MULTI, writes)
+        if self._tracer is not None:
+            self._tracer.sent(buffers, ())
+        return buffers
+
     def _send(self, buffers: Sequence[Buffer], fds: Sequence[int]) -> None:
         """Send or queue, with the lock held; where it raises OSError, nothing was sent."""
+        if self._queue:
+            self._queue[-1].seal()  # so that a trace has the messages in the order of the stream
+        if self._tracer is not None:
+            self._tracer.sent(buffers, fds)
         sent = 0 if self._queue else send(self._sock, buffers, fds)
         rest = payload_size(buffers) - sent
         if rest:
             # A copy: the caller may change its buffers and close its descriptors from here on.
-            self._queue.append(Outgoing(b"".join(buffers)[sent:], () if sent else fds))
+            outgoing = Outgoing(b"".join(buffers)[sent:], () if sent else fds)
+            self._queue.append(outgoing)
             self._queued += rest
+            self._queued_fds += len(outgoing.fds)
             self._wake()
 
     def _wait_for_room(self, command: int, seconds: float) -> None:
@@ -332,7 +428,7 @@ class Channel:
         if not self._room.wait_for(self._has_room, timeout):
             raise self._timeout(command, seconds, "the peer does not read")
         self._check_usable(command)
-        if self._queued >= MAX_QUEUED:
+        if self._is_full():
             raise DeviceClosed("closing", op=command_name(command), uri=self.name)
 
     def _wait_for_slot(self, command: int) -> None:
@@ -345,13 +441,16 @@ class Channel:
         self._check_usable(command)
 
     def _has_room(self) -> bool:
-        return self._queued < MAX_QUEUED or self._hurried or self._over()
+        return not self._is_full() or self._hurried or self._over()
+
+    def _is_full(self) -> bool:
+        return self._queued >= MAX_QUEUED or self._queued_fds >= MAX_QUEUED_FDS
 
     def _check_usable(self, command: int) -> None:
-        if self._closing:
-            raise DeviceClosed("closed", op=command_name(command), uri=self.name)
         if self._lost is not None:
             raise self._lost_error(command)
+        if self._closing:
+            raise DeviceClosed("closed", op=command_name(command), uri=self.name)
 
     def _refuse_reader(self, command: Command) -> None:
         if self._reader == threading.get_ident():
@@ -370,34 +469,49 @@ class Channel:
         :returns: whether it is ready; False as well when the channel is lost or closed.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        with self._lock:
-            # Before the turn is asked for: whoever leaves it then sees that somebody waits.
-            self._waiters.append(waiter)
-            self._waits += 1
         try:
+            with self._lock:
+                # Before the turn is asked for: whoever leaves it then sees that somebody waits.
+                self._waiters.append(waiter)
+                self._waits += 1
             while not waiter.ready() and not self._over():
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     break
-                if self._turn.acquire(blocking=False):
-                    try:
-                        self._read_for(waiter, deadline)
-                    finally:
-                        self._turn.release()
+                if self._take_turn():
+                    self._read_for(waiter, deadline)
                 else:
                     waiter.sleep(left)
             return waiter.ready()
         finally:
-            with self._lock:
-                self._waiters.remove(waiter)
-            self._pass_turn()
+            try:
+                self._step_back(waiter)
+            except BaseException:  # a signal handler's: nobody may be left waiting for the turn
+                if self._holder == threading.get_ident():
+                    self._holder = None
+                self._lose(ConnectionLost, "interrupted")
+                raise
 
-    def _pass_turn(self) -> None:
-        """Have somebody who waits take the turn; the channel's own thread, if it stands by."""
+    def _take_turn(self) -> bool:
+        # Not a lock of its own: who is interrupted on the way back must still be known to have it.
         with self._lock:
-            heir = self._waiters[0] if self._waiters else None
+            if self._holder is not None:
+                return False
+            self._holder = threading.get_ident()
+            return True
+
+    def _step_back(self, waiter: Waiter | None = None) -> None:
+        """Wait no more, and leave the turn to somebody who does, or to the channel's own thread."""
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            if self._holder == threading.get_ident():
+                self._holder = None
+                if self._over():
+                    self._room.notify_all()
+            heir = self._waiters[0] if self._waiters and self._holder is None else None
             standby, self._standby = self._standby, False
-        if heir is not None and not self._turn.locked():
+        if heir is not None:
             heir.wake()
         if standby:
             self._recall.put(None)
@@ -413,13 +527,12 @@ class Channel:
         """The channel's own thread: has the turn while nobody waits."""
         while not self._over():
             waits = self._waits
-            if self._turn.acquire(blocking=False):
+            if self._take_turn():
                 try:
                     while waits == self._waits and not self._over():
                         self._read_once(None)
                 finally:
-                    self._turn.release()
-                self._pass_turn()
+                    self._step_back()
             else:
                 self._stand_by(waits)
             # Callers come in bursts; between two of them the turn is not worth having.
@@ -441,35 +554,51 @@ class Channel:
 
     def _read_once(self, seconds: float | None) -> None:
         """Wait for the socket and do what it is ready for; only with the turn."""
+        ready = self._poll(seconds)  # who is interrupted here has not touched anything
         self._reader = threading.get_ident()
         try:
-            interest = self._interest()
-            if interest != self._registered:
-                self._poller.register(self._sock, interest)
-                self._registered = interest
-            for fd, events in self._poller.poll(milliseconds(seconds)):
-                if fd == self._wake_fd:
-                    os.eventfd_read(self._wake_fd)
-                    with self._lock:
-                        self._room.notify_all()
-                    continue
-                if events & select.POLLOUT:
-                    self._flush()
-                if events & ~select.POLLOUT:
-                    self._read()
-        except OSError as error:
-            self._lose(ConnectionLost, str(error))
+            for fd, events in ready:
+                self._attend_to(fd, events)
         except RemoteProtocolError as error:
             self._lose(RemoteProtocolError, error.reason, error.hint)
-        except Exception:
-            log.exception("%s: cannot go on", self.name)
-            self._lose(ConnectionLost, "an internal error, see the log")
+        except BaseException as error:
+            self._fail(error)
         finally:
             self._reader = None
 
+    def _fail(self, error: BaseException) -> None:
+        """Lose the connection; called where ``error`` is handled, which goes on if it must."""
+        if isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno):
+            self._lose(ConnectionLost, str(error))
+        elif threading.current_thread() is threading.main_thread():
+            # A signal handler's: part of a message may be lost, and the step with it.
+            self._lose(ConnectionLost, str(error) or "interrupted while reading")
+            raise error
+        else:
+            log.exception("%s: cannot go on", self.name)
+            self._lose(ConnectionLost, "an internal error, see the log")
+
+    def _poll(self, seconds: float | None) -> list[tuple[int, int]]:
+        interest = self._interest()
+        if interest != self._registered:
+            self._poller.register(self._sock, interest)
+            self._registered = interest
+        return self._poller.poll(milliseconds(seconds))
+
+    def _attend_to(self, fd: int, events: int) -> None:
+        if fd == self._wake_fd:
+            os.eventfd_read(self._wake_fd)
+            with self._lock:
+                self._room.notify_all()
+            return
+        if events & select.POLLOUT:
+            self._flush()
+        if events & ~select.POLLOUT:
+            self._read()
+
     def _interest(self) -> int:
         with self._lock:
-            reading = self._queued < MAX_QUEUED and not self._paused
+            reading = not self._is_full() and not self._paused
             return (select.POLLIN if reading else 0) | (select.POLLOUT if self._queue else 0)
 
     def _read(self) -> None:
@@ -480,27 +609,19 @@ class Channel:
 
     def _read_piece(self) -> bool:
         """Read what is missing of a header or a body; returns whether a body is to follow."""
-        event: Event | None = None
-        try:
-            got = receive(self._sock, self._connection.receive_buffer())
-            if got is None:
+        got = receive(self._sock, self._connection.receive_buffer())
+        if got is None:
+            return False
+        count, fds = got
+        if not count:
+            raise ConnectionResetError("the peer closed the connection")
+        with self._lock:
+            if self._over():  # meanwhile, so that nobody waits for it
+                close_fds(fds)
                 return False
-            count, fds = got
-            if not count:
-                raise ConnectionResetError("the peer closed the connection")
-            with self._lock:
-                event = self._connection.received(count, fds)
-            if event is not None:
-                self._dispatch(event)
-        except BaseException as error:
-            # An interrupt may have cut the reading of a message; and whatever went wrong, the
-            # caller whose reply was in hand must hear of it.
-            if isinstance(error, KeyboardInterrupt):
-                self._lose(ConnectionLost, "interrupted while reading")
-            token = getattr(event, "token", None)
-            if isinstance(token, Call) and not token.ready():
-                self._complete(token, ConnectionLost("the reply was lost", uri=self.name))
-            raise
+            event = self._connection.received(count, fds)
+        if event is not None:
+            self._dispatch(event)
         return self._connection.in_body()
 
     def _dispatch(self, event: Event) -> None:
@@ -523,23 +644,21 @@ class Channel:
         elif isinstance(event, ReplyDropped):
             close_fds(event.fds)
             log.info("%s: reply %d came too late", self.name, event.id)
+            self._note("late reply", id=event.id)
 
     def _flush(self) -> None:
-        try:
-            with self._lock:
-                while self._queue and self._flush_first(self._queue[0]):
-                    pass
-                self._room.notify_all()
-        except KeyboardInterrupt:
-            # It is not known whether what was sent has been taken note of.
-            self._lose(ConnectionLost, "interrupted while sending")
-            raise
+        with self._lock:
+            while self._queue and self._flush_first(self._queue[0]):
+                pass
+            self._room.notify_all()
 
     def _flush_first(self, outgoing: Outgoing) -> bool:
         """Send more of the first message; returns whether the socket may take still more."""
+        outgoing.seal()
         sent = send(self._sock, [outgoing.data], outgoing.fds)
         if not sent:
             return False
+        self._queued_fds -= len(outgoing.fds)
         outgoing.drop_fds()
         outgoing.data = outgoing.data[sent:]
         self._queued -= sent
@@ -555,9 +674,11 @@ class Channel:
     # Completion and loss
 
     def _complete(self, call: Call, outcome: Reply | VFIOError) -> None:
-        call.complete(outcome)
         with self._lock:
+            taken = call.complete(outcome)
             self._free_slot()
+        if not taken and isinstance(outcome, Reply):
+            close_fds(outcome.fds)
 
     def _free_slot(self) -> None:
         if self._in_flight == MAX_IN_FLIGHT:
@@ -569,20 +690,50 @@ class Channel:
             if self._lost is not None or self._closing:
                 return
             self._lost = kind(reason, uri=self.name, hint=hint)
+            self._note("protocol error" if kind is RemoteProtocolError else "lost", reason=reason)
             self._room.notify_all()
             self._wake()
-        self._finish_all(kind, reason, hint)
+            waiting = list(self._waiters)
+        self._finish_all()
+        for waiter in waiting:  # also those whose replies are lost with whoever had them in hand
+            waiter.wake()
         self._on_lost(self._lost)
 
-    def _finish_all(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
+    def _finish_all(self) -> None:
         with self._lock:
             calls: list[Call] = self._connection.take_pending()
         for call in calls:
-            self._complete(call, kind(reason, op=call.command.name, uri=self.name, hint=hint))
+            self._complete(call, self._end_of(call))
+
+    def _end_of(self, call: Call) -> VFIOError:
+        """What a call ends with that is not answered any more."""
+        op, uri, lost = call.command.name, self.name, self._lost
+        if lost is None:
+            return DeviceClosed("closed", op=op, uri=uri)
+        return type(lost)(lost.reason, op=op, uri=uri, hint=lost.hint)
 
     def _lost_error(self, command: int) -> ConnectionLost:
         reason = self._lost.reason if self._lost is not None else "the connection is lost"
         return ConnectionLost(reason, op=command_name(command), uri=self.name)
 
-    def _timeout(self, command: int, seconds: float | None, reason: str) -> VFIOTimeout:
-        return VFIOTimeout(f"{reason} within {seconds} s", op=command_name(command), uri=self.name)
+    def _timeout(
+        self, command: int, seconds: float | None, reason: str, **details: int
+    ) -> VFIOTimeout:
+        name, reason = command_name(command), f"{reason} within {seconds} s"
+        self._note("time-out", command=name, reason=reason, **details)
+        return VFIOTimeout(reason, op=name, uri=self.name)
+
+    def _note(self, event: str, **details: Any) -> None:
+        if self._tracer is not None:
+            self._tracer.event(event, **details)
+
+
+_open: set[Channel] = set()
+
+
+def _after_fork() -> None:
+    for channel in list(_open):
+        channel.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -16,7 +16,7 @@ The object is not locked; its owner calls it from one thread at a time.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -114,6 +114,10 @@ Event: TypeAlias = (
 )
 
 
+Observer: TypeAlias = Callable[[Header, memoryview, Sequence[int]], None]
+"""Told the header, the payload and the descriptors of a message as they came."""
+
+
 @dataclass(slots=True)
 class _Pending:
     """A request that waits for its reply; without a token after it was given up."""
@@ -140,6 +144,8 @@ class Connection:
     :param role: which end this is.
     :param max_data: largest ``count`` of data bytes that this side takes in a request; bounds what
         is allocated for a message.
+    :ivar observer: told of each message that is complete, before it is decoded; also of a header
+        that is refused, with nothing of the payload.  It must not raise, nor keep what it is told.
     """
 
     def __init__(self, role: Role, max_data: int) -> None:
@@ -149,6 +155,7 @@ class Connection:
         self._next_id = 0
         self._incoming = _Incoming()
         self._broken = ""
+        self.observer: Observer | None = None
 
     # Sending
 
@@ -254,6 +261,8 @@ class Connection:
                 raise RemoteProtocolError(f"more than {MAX_FDS} descriptors in one message")
             return self._advance(incoming) if incoming.filled == len(incoming.buffer) else None
         except RemoteProtocolError as error:
+            if self.observer and not self._broken and incoming.header is None:
+                self._observe_refused(self.observer, incoming)
             self._broken = error.reason
             raise
 
@@ -294,9 +303,16 @@ class Connection:
                 incoming.buffer, incoming.filled = memoryview(bytearray(body)), 0
                 return None
             incoming.buffer = memoryview(b"")
+        if self.observer is not None:
+            self.observer(incoming.header, incoming.buffer, incoming.fds)
         event = self._event(incoming.header, incoming.buffer, incoming.fds)
         self._incoming = _Incoming()
         return event
+
+    @staticmethod
+    def _observe_refused(observer: Observer, incoming: _Incoming) -> None:
+        if incoming.filled == HEADER.size:
+            observer(HEADER.unpack_from(incoming.buffer), memoryview(b""), incoming.fds)
 
     def _check_header(self, header: Header) -> int:
         """Size of the body that follows; raises before anything is allocated for it."""

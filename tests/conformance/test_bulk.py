@@ -6,6 +6,7 @@ from __future__ import annotations
 import array
 import os
 
+import numpy as np
 import pytest
 
 from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError
@@ -227,3 +228,44 @@ def test_a_view_outlives_the_device(testdev: PCIDevice) -> None:
         testdev.close()
     view[0] = 4
     assert view.tolist() == [4] + [3] * 15
+
+
+# Reads into a buffer of the caller's
+
+
+@PLACE
+def test_a_buffer_of_the_callers_is_filled(testdev: PCIDevice, offset: int) -> None:
+    bar, data = testdev.bars[MEMORY], os.urandom(4096)
+    bar.write_bytes(offset, data)
+    for target in (bytearray(4096), np.zeros(4096, np.uint8), np.zeros((32, 32), "<u4")):
+        bar.read_into(offset, target)
+        assert bytes(target) == data
+
+
+def test_a_buffer_longer_than_a_message_is_filled(testdev: PCIDevice) -> None:
+    bar, data = testdev.bars[MEMORY], os.urandom(2 * MIB + 77)
+    bar.write_bytes(8 * MIB, data)
+    target = bytearray(len(data))
+    bar.read_into(8 * MIB, target)
+    assert target == data
+
+
+def test_part_of_a_buffer_is_filled(testdev: PCIDevice) -> None:
+    bar, target = testdev.bars[MEMORY], bytearray(b"." * 20)
+    bar.write_bytes(4 * MIB, b"0123456789")
+    bar.read_into(4 * MIB, memoryview(target)[5:15])
+    assert target == b".....0123456789....."
+
+
+def test_a_buffer_that_cannot_be_written_is_refused(testdev: PCIDevice) -> None:
+    with pytest.raises(ValueError, match="cannot be written"):
+        testdev.bars[MEMORY].read_into(0, b"1234")
+
+
+def test_a_buffer_that_reaches_behind_the_region_is_refused(testdev: PCIDevice) -> None:
+    with pytest.raises(RegionError):
+        testdev.bars[MEMORY].read_into(MEMORY_SIZE - 4, bytearray(5))
+
+
+def test_an_empty_buffer_is_filled_at_once(testdev: PCIDevice) -> None:
+    testdev.bars[MEMORY].read_into(0, bytearray())

@@ -197,7 +197,11 @@ class Peer:
     def receive(self) -> Message:
         """One whole message; raises EOFError where the stream ends."""
         head, fds = self._receive(16)
-        body, more = self._receive(int.from_bytes(head[4:8], "little") - 16)
+        try:
+            body, more = self._receive(int.from_bytes(head[4:8], "little") - 16)
+        except BaseException:
+            close(fds)
+            raise
         return Message(head + body, (*fds, *more))
 
     def _receive(self, size: int) -> tuple[bytes, list[int]]:
@@ -403,8 +407,10 @@ class RawServer:
             self.replies.put(message)
             return
         self.seen.append(message)
-        self.handlers.get(message.command, self.serve)(message)
-        close(message.fds)
+        try:
+            self.handlers.get(message.command, self.serve)(message)
+        finally:
+            close(message.fds)
 
     def serve(self, message: Message) -> None:
         """Answer as a good device does."""
@@ -446,6 +452,13 @@ class RawServer:
         self.memory[region][offset : offset + count] = message.payload[16:]
         return region_range(region, offset, count)
 
+    def _write_multi(self, message: Message) -> bytes:
+        (count,) = message.words("Q")
+        for at in range(8, 8 + 24 * count, 24):
+            offset, region, size = struct.unpack_from("<QII", message.payload, at)
+            self.memory[region][offset : offset + size] = message.payload[at + 16 :][:size]
+        return struct.pack("<Q", count)
+
     def _echo(self, message: Message) -> bytes:
         return message.payload
 
@@ -459,6 +472,7 @@ class RawServer:
         GET_IRQ_INFO: _irq_info,
         REGION_READ: _read,
         REGION_WRITE: _write,
+        WRITE_MULTI: _write_multi,
         DMA_MAP: _nothing,
         DMA_UNMAP: _echo,
         SET_IRQS: _nothing,

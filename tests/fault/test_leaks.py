@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -17,52 +14,23 @@ import pyvfio
 from pyvfio.errors import ConnectionLost, RemoteProtocolError, VFIOError, VFIOTimeout
 from tests.fault import raw
 from tests.fault.raw import Message, RawClient, RawServer
+from tests.holdings import GROWTH, check_flat, of_server, own
 from tests.support import (
     ServerProcess,
     eventually,
     in_threads,
     open_fds,
     resident,
-    thread_count,
     thread_names,
 )
 
 CYCLES = 1000
 WARM_UP = 100
 CLIENTS = 200
-GROWTH = 2 << 20
-"""Bytes by which memory may grow: 2 KiB for each cycle of the longest test."""
-
 TWIN = b'{"capabilities":{"twin_socket":{"supported":true,"fd_index":0}}}\0'
 
-OPEN_MESSAGES = 12
+OPEN_MESSAGES = 13
 """Commands that opening the raw server's device takes."""
-
-
-class Holdings(NamedTuple):
-    """What a process holds."""
-
-    fds: int
-    threads: int
-    memory: int
-
-
-def own() -> Holdings:
-    gc.collect()
-    return Holdings(len(open_fds()), threading.active_count(), resident())
-
-
-def of_server(server: ServerProcess) -> Holdings:
-    """What a server holds while a client is connected that gave it nothing."""
-    with RawClient(server.path) as client:
-        client.negotiate()
-        return Holdings(len(open_fds(server.pid)), thread_count(server.pid), resident(server.pid))
-
-
-def check_flat(before: Holdings, after: Holdings) -> None:
-    assert after.fds == before.fds
-    assert after.threads == before.threads
-    assert after.memory - before.memory < GROWTH
 
 
 def open_and_close(server: ServerProcess) -> None:

@@ -14,31 +14,52 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from tests.fault import raw
+from tests.fault.clients import (
+    BAR0,
+    BAR1,
+    BAR2,
+    BUFFER,
+    DMA_RUN,
+    DMA_TO_HOST,
+    IOVA,
+    IRQ_RAISE,
+    LIVENESS,
+    PAGE,
+    TEST_FIRE,
+    TEST_PIN,
+    TEST_RUN,
+    TEST_SCRATCH,
+    TO_CLIENT,
+    TO_DEVICE,
+    TWIN,
+    ClientMemory,
+    eventfds,
+    finish_edu_dma,
+    have_test_device_ask,
+    held,
+    in_step,
+    memfd,
+    pattern,
+    pipe,
+    prepare_test_dma,
+    run_test_dma,
+    serves,
+    start_edu_dma,
+)
 from tests.fault.raw import RawClient, fired, unhex
 from tests.support import ServerProcess, open_fds
-
-BAR0, BAR1, BAR2 = 0, 1, 2
-LIVENESS, IRQ_RAISE, IRQ_ACK = 0x04, 0x60, 0x64
-DMA_SOURCE, DMA_DESTINATION, DMA_COUNT, DMA_COMMAND = 0x80, 0x88, 0x90, 0x98
-DMA_RUN, DMA_TO_HOST, BUFFER = 1, 2, 0x40000
-TEST_SCRATCH, TEST_FIRE = 0x10, 0x28
-TEST_ADDRESS, TEST_OFFSET, TEST_COUNT, TEST_RUN = 0x30, 0x38, 0x40, 0x44
-TO_DEVICE, TO_CLIENT = 1, 2
-
-IOVA, PAGE = 0x100000, 4096
 
 QEMU_VERSION = (
     b'{"capabilities": {"pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535,'
     b' "max_data_xfer_size": 1048576, "migration": {"max_bitmap_size": 268435456, "pgsize": 4096},'
     b' "write_multiple": true}}\0'
 )
-TWIN = b'{"capabilities":{"max_msg_fds":8,"twin_socket":{"supported":true}}}\0'
 
 
 # What must be refused: why -> payload
@@ -143,7 +164,6 @@ NOT_OFFERED = {
     "migration": (raw.DEVICE_FEATURE, unhex("10000000 01000100")),
     "device state": (raw.DEVICE_FEATURE, unhex("10000000 02000200 01000000 00000000")),
     "no feature": (raw.DEVICE_FEATURE, b""),
-    "io fds": (raw.GET_REGION_IO_FDS, struct.pack("<IIII", 4096, 0, 0, 0)),
     "migration data": (raw.MIG_DATA_READ, struct.pack("<II", 4096 + 8, 4096)),
     "data to migrate": (raw.MIG_DATA_WRITE, struct.pack("<II", 12, 4) + bytes(4)),
 }
@@ -160,106 +180,6 @@ NO_PLACE_FOR_TWO = {
     "one eventfd": (raw.SET_IRQS, raw.irq_set(raw.EVENTFD | raw.TRIGGER, raw.MSI, 0, 1)),
     "map": (raw.DMA_MAP, raw.dma_map(IOVA, PAGE)),
 }
-
-
-@pytest.fixture
-def edu_client(edu_server: ServerProcess) -> Iterator[RawClient]:
-    """A client of a freshly reset edu device."""
-    with RawClient(edu_server.path) as client:
-        client.negotiate()
-        client.done(raw.RESET)
-        yield client
-
-
-@pytest.fixture
-def tester(testdev_server: ServerProcess) -> Iterator[RawClient]:
-    """A client of a freshly reset test device."""
-    with RawClient(testdev_server.path) as client:
-        client.negotiate()
-        client.done(raw.RESET)
-        yield client
-
-
-@contextmanager
-def eventfds(count: int) -> Iterator[list[int]]:
-    fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(count)]
-    try:
-        yield fds
-    finally:
-        raw.close(fds)
-
-
-@contextmanager
-def memfd(size: int, contents: bytes = b"") -> Iterator[int]:
-    fd = os.memfd_create("raw")
-    try:
-        os.ftruncate(fd, size)
-        os.pwrite(fd, contents, 0)
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def pipe() -> Iterator[tuple[int, int]]:
-    fds = os.pipe()
-    try:
-        yield fds
-    finally:
-        raw.close(fds)
-
-
-def in_step(client: RawClient) -> bool:
-    """Whether the next request is answered as ever."""
-    return client.done(raw.GET_INFO, raw.device_info(0, 0, 0)).payload == raw.device_info()
-
-
-def serves(server: ServerProcess) -> bool:
-    """Whether the server serves the next client."""
-    with RawClient(server.path) as client:
-        client.negotiate()
-        return in_step(client)
-
-
-def held(server: ServerProcess) -> int:
-    """Descriptors that the server holds while a client that gave it none is connected."""
-    with RawClient(server.path) as client:
-        client.negotiate()
-        return len(open_fds(server.pid))
-
-
-def pattern(size: int) -> bytes:
-    """Bytes of which no two neighbouring words are the same."""
-    return struct.pack(f"<{size // 4}I", *(0x01000193 * n & 0xFFFFFFFF for n in range(size // 4)))
-
-
-def start_edu_dma(client: RawClient, source: int, destination: int, command: int) -> None:
-    client.enable_bus_master()
-    client.write64(BAR0, DMA_SOURCE, source)
-    client.write64(BAR0, DMA_DESTINATION, destination)
-    client.write64(BAR0, DMA_COUNT, PAGE)
-    client.write32(BAR0, DMA_COMMAND, command)
-
-
-def finish_edu_dma(client: RawClient) -> None:
-    deadline = time.monotonic() + raw.SECONDS
-    while client.read32(BAR0, DMA_COMMAND) & DMA_RUN:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def prepare_test_dma(client: RawClient, address: int = IOVA, count: int = PAGE) -> None:
-    client.enable_bus_master()
-    client.write64(BAR0, TEST_ADDRESS, address)
-    client.write64(BAR0, TEST_OFFSET, 0)
-    client.write32(BAR0, TEST_COUNT, count)
-
-
-def run_test_dma(client: RawClient, direction: int, address: int = IOVA, count: int = PAGE) -> int:
-    """Have the test device copy from or to memory that it maps; returns the errno it saw."""
-    prepare_test_dma(client, address, count)
-    client.write32(BAR0, TEST_RUN, direction)
-    return client.read32(BAR0, TEST_RUN)
 
 
 # VERSION
@@ -385,6 +305,13 @@ def test_region_info_with_room_has_the_areas_and_one_descriptor(tester: RawClien
         " 01000100 00000000 02000000 00000000"
         " 00000000 00000000 00001000 00000000 00000002 00000000 00001000 00000000"
     )
+
+
+def test_a_client_cannot_truncate_the_memory_of_a_region(tester: RawClient) -> None:
+    (fd,) = tester.done(raw.GET_REGION_INFO, raw.region_info(BAR2, 80)).fds
+    with pytest.raises(PermissionError):
+        os.ftruncate(fd, 0)
+    os.close(fd)
 
 
 def test_the_descriptor_of_a_region_is_its_memory(tester: RawClient) -> None:
@@ -538,6 +465,24 @@ def test_reset_with_a_payload_is_refused(edu_client: RawClient) -> None:
     assert in_step(edu_client)
 
 
+# Configuration space
+
+
+@pytest.mark.parametrize("offset", range(0x40, 0x60))
+def test_a_config_write_may_cross_the_end_of_a_capability(
+    edu_client: RawClient, offset: int
+) -> None:
+    edu_client.write(raw.CONFIG, offset, b"\xff" * 24)
+    edu_client.write(raw.CONFIG, offset, bytes(24))
+    assert edu_client.read(raw.CONFIG, 0x40, 2) == b"\x05\x00"  # MSI, the only one
+
+
+def test_a_byte_of_a_register_can_be_written_alone(edu_client: RawClient) -> None:
+    edu_client.write(raw.CONFIG, 4, b"\x06")
+    edu_client.write(raw.CONFIG, 5, b"\x04")
+    assert edu_client.read(raw.CONFIG, 4, 2) == b"\x06\x04"
+
+
 # Interrupts
 
 
@@ -578,6 +523,32 @@ def test_a_vector_without_a_descriptor_is_taken_away(tester: RawClient) -> None:
         for vector in (0, 1):
             tester.write32(BAR0, TEST_FIRE, vector)
         assert [fired(fd, 0) for fd in fds] == [0, 1]
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_vectors_without_descriptors_are_taken_away_from_any_start(
+    tester: RawClient, start: int
+) -> None:
+    with eventfds(5) as fds:
+        enable(tester, raw.MSIX, 0, fds)
+        tester.done(raw.SET_IRQS, raw.irq_set(raw.EVENTFD | raw.TRIGGER, raw.MSIX, start, 2))
+        tester.enable_bus_master()
+        for vector in range(5):
+            tester.write32(BAR0, TEST_FIRE, vector)
+        gone = {start, start + 1}
+        assert [fired(fd, 0) for fd in fds] == [int(v not in gone) for v in range(5)]
+
+
+def test_each_interrupt_index_has_eventfds_of_its_own(tester: RawClient) -> None:
+    with eventfds(3) as (intx, first, second):
+        enable(tester, raw.INTX, 0, [intx])
+        enable(tester, raw.MSIX, 0, [first])
+        enable(tester, 3, 0, [second])  # ERR
+        tester.done(raw.SET_IRQS, raw.irq_set(raw.NONE | raw.TRIGGER, 3, 0, 0))
+        tester.enable_bus_master()
+        tester.write32(BAR0, TEST_PIN, 1)
+        tester.write32(BAR0, TEST_FIRE, 0)
+        assert [fired(fd, 0) for fd in (intx, first, second)] == [1, 1, 0]
 
 
 def test_two_eventfds_in_one_message(tester: RawClient) -> None:
@@ -876,17 +847,12 @@ def test_registers_are_answered_while_a_dma_read_is_not(edu_client: RawClient) -
 
 def test_long_dma_comes_in_pieces_that_every_client_can_answer(tester: RawClient) -> None:
     size = 256 << 10
-    tester.done(raw.DMA_MAP, raw.dma_map(IOVA, size))
-    prepare_test_dma(tester, count=size)
-    run = raw.register_write(BAR0, TEST_RUN, TO_DEVICE.to_bytes(4, "little"))
-    tester.send(raw.frame(raw.REGION_WRITE, run, number=7))
-    asked = []
-    while (message := tester.receive()).command == raw.DMA_READ:
-        address, count = message.words("QQ")
-        asked.append((address, count))
-        tester.send(raw.answer(message, raw.dma_range(address, count, bytes(count))))
-    assert message.number == 7
-    assert asked == [(IOVA + at, 64 << 10) for at in range(0, size, 64 << 10)]
+    memory = ClientMemory(IOVA, pattern(size))
+    memory.answer(tester, have_test_device_ask(tester, size))
+    assert memory.answer_until_reply(tester).number == 7
+    pieces = [(raw.DMA_READ, IOVA + at, 64 << 10) for at in range(0, size, 64 << 10)]
+    assert memory.asked == pieces
+    assert tester.read(BAR2, 0, size) == pattern(size)
 
 
 def test_dma_comes_on_the_twin_socket_where_there_is_one(edu_server: ServerProcess) -> None:
@@ -1023,15 +989,6 @@ def test_a_descriptor_goes_with_the_first_byte(tester: RawClient) -> None:
             tester.send(bytes([byte]))
     assert tester.receive().flags == raw.REPLY
     assert run_test_dma(tester, TO_DEVICE) == 0
-
-
-def test_pipelined_requests_are_answered_in_order(edu_client: RawClient) -> None:
-    messages = (
-        raw.frame(raw.REGION_READ, raw.region_range(raw.CONFIG, n % 64, 1), number=n)
-        for n in range(500)
-    )
-    edu_client.send(b"".join(messages))
-    assert [edu_client.receive().number for _ in range(500)] == list(range(500))
 
 
 def test_descriptors_of_pipelined_messages_stay_with_their_message(

@@ -8,6 +8,7 @@ bounded time; the connection stays in step or is given up, and no descriptor sta
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -24,8 +25,12 @@ from pathlib import Path
 import pytest
 
 import pyvfio
+from pyvfio.backends.user.container_io import WINDOW
 from pyvfio.errors import (
     ConnectionLost,
+    DeviceClosed,
+    DMABatchError,
+    DMAError,
     IRQError,
     NegotiationError,
     OperationError,
@@ -34,6 +39,7 @@ from pyvfio.errors import (
     RemoteProtocolError,
     VFIOTimeout,
 )
+from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.vfio import DMAMapFlags
 from tests.fault import raw
@@ -54,7 +60,8 @@ def server(socket_folder: Path) -> Iterator[RawServer]:
 
 @pytest.fixture
 def device(server: RawServer) -> Iterator[PCIDevice]:
-    with pyvfio.open(server.uri) as dev:
+    """Its writes are waited for, so that what answers them is seen."""
+    with pyvfio.open(server.uri, posted_writes=False) as dev:
         yield dev
 
 
@@ -99,9 +106,10 @@ def memfd(size: int) -> Iterator[int]:
 def test_version_is_the_first_message(server: RawServer) -> None:
     pyvfio.open(server.uri).close()
     assert server.seen[0].data == (
-        unhex("00000100 9a000000 00000000 00000000 | 00000100")
+        unhex("00000100 ca000000 00000000 00000000 | 00000100")
         + b'{"capabilities":{"max_msg_fds":64,"max_data_xfer_size":1048576,'
-        b'"max_dma_maps":65535,"pgsizes":4096,"twin_socket":{"supported":true}}}\0'
+        b'"max_dma_maps":65535,"pgsizes":4096,"write_multiple":true,'
+        b'"pyvfio_long_writes":true,"twin_socket":{"supported":true}}}\0'
     )
 
 
@@ -164,6 +172,128 @@ def test_dma_unmap(server: RawServer, device: PCIDevice) -> None:
     with device.dma.alloc(PAGE) as buffer:
         iova = buffer.iova
     assert server.last(raw.DMA_UNMAP).payload == raw.dma_unmap(iova, PAGE)
+
+
+def test_no_descriptor_of_memory_goes_to_a_server_in_secure_dma(server: RawServer) -> None:
+    with pyvfio.open(server.uri, secure_dma=True) as device:
+        memory = pyvfio.SharedMemory(2 * PAGE)
+        iova = device.dma.map(memory, offset=PAGE)
+        message = server.last(raw.DMA_MAP)
+        assert (message.payload, message.fds) == (raw.dma_map(iova, PAGE, offset=0), ())
+        memory.array[PAGE:] = 0x5A
+        reply = server.ask(raw.DMA_READ, raw.dma_range(iova, PAGE))
+        assert reply.payload == raw.dma_range(iova, PAGE, b"\x5a" * PAGE)
+        device.dma.unmap(iova, PAGE)
+        memory.close()
+
+
+BATCH = 100
+
+
+def test_maps_of_a_batch_do_not_wait_for_each_other(server: RawServer, device: PCIDevice) -> None:
+    unanswered: list[Message] = []
+
+    def take(message: Message) -> None:
+        unanswered.append(message)
+        if len(unanswered) == WINDOW:  # the client sends no more: answer them all
+            for waiting in unanswered:
+                server.peer.send(answer(waiting))
+            unanswered.clear()
+
+    server.handlers[raw.DMA_MAP] = take
+    with pyvfio.SharedMemory(PAGE) as memory, device.dma.batch():
+        for _ in range(2 * WINDOW):
+            device.dma.map(memory)
+    assert len(device.dma.mappings) == 2 * WINDOW
+
+
+def test_a_descriptor_may_be_closed_when_its_map_is_in_a_batch(
+    server: RawServer, device: PCIDevice
+) -> None:
+    inodes: list[int] = []
+
+    def note(message: Message) -> None:
+        inodes.append(os.fstat(message.fds[0]).st_ino)
+        server.serve(message)
+
+    server.handlers[raw.DMA_MAP] = note
+    expected = []
+    with device.dma.batch():
+        for _ in range(BATCH):
+            memory = pyvfio.SharedMemory(PAGE)
+            expected.append(os.fstat(memory.fd).st_ino)
+            device.dma.map(memory)
+            memory.close()
+    assert inodes == expected
+
+
+def refuse_some(server: RawServer) -> None:
+    """Every third map is refused."""
+    numbers = itertools.count()
+
+    def handle(message: Message) -> None:
+        if next(numbers) % 3:
+            server.serve(message)
+        else:
+            server.peer.send(raw.refusal(message, errno.ENOSPC))
+
+    server.handlers[raw.DMA_MAP] = handle
+
+
+def test_a_batch_tells_of_every_map_that_was_refused(server: RawServer, device: PCIDevice) -> None:
+    refuse_some(server)
+    iovas: list[int] = []
+    with pyvfio.SharedMemory(PAGE) as memory, pytest.raises(DMABatchError) as caught:
+        map_batch(device, memory, iovas)
+    failures = [(f.iova, f.size, f.errno) for f in caught.value.failures if isinstance(f, DMAError)]
+    assert failures == [(iova, PAGE, errno.ENOSPC) for iova in iovas[::3]]
+    assert {entry.iova for entry in device.dma.mappings} == set(iovas) - set(iovas[::3])
+
+
+def map_batch(device: PCIDevice, memory: pyvfio.SharedMemory, iovas: list[int]) -> None:
+    with device.dma.batch():
+        iovas.extend(device.dma.map(memory) for _ in range(BATCH))
+
+
+def test_a_batch_that_is_never_answered_ends_in_one_time_out(server: RawServer) -> None:
+    with pyvfio.open(server.uri, timeout=TIMEOUT) as device:
+        server.handlers[raw.DMA_MAP] = ignore
+        start = time.monotonic()
+        with pyvfio.SharedMemory(PAGE) as memory, pytest.raises(DMABatchError) as caught:
+            map_batch(device, memory, [])
+        assert time.monotonic() - start < 10 * TIMEOUT
+        assert all(isinstance(failure, VFIOTimeout) for failure in caught.value.failures)
+        assert len(caught.value.failures) == BATCH
+        assert in_step(device, server)
+
+
+def test_a_batch_ends_with_the_connection(server: RawServer, device: PCIDevice) -> None:
+    once(server, raw.DMA_MAP, lambda _: server.hang_up())
+    with pyvfio.SharedMemory(PAGE) as memory, pytest.raises(ConnectionLost, match="batch"):
+        map_batch(device, memory, [])
+    assert device.dma.mappings == ()
+
+
+LONG_WRITES = b'{"capabilities":{"pyvfio_long_writes":true,"max_data_xfer_size":65536}}\0'
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [(raw.JSON, [32768, 32768, 32768, 1696]), (LONG_WRITES, [65536, 34464])],
+    ids=["unknown server", "server that takes them"],
+)
+def test_long_writes_are_cut_as_the_server_can_take_them(
+    server: RawServer, text: bytes, sizes: list[int]
+) -> None:
+    server.capabilities = text
+    server.regions[0] = (READ_WRITE, 1 << 20)
+    server.memory[0] = bytearray(1 << 20)
+    with pyvfio.open(server.uri) as device:
+        data = os.urandom(sum(sizes))
+        device.bars[0].write_bytes(0, data)
+        device.flush()
+    assert [len(found) for _, _, found in writes(server)] == sizes
+    assert server.memory[0][: len(data)] == data
 
 
 def test_no_descriptor_goes_to_a_server_that_takes_none(server: RawServer) -> None:
@@ -537,7 +667,7 @@ def test_a_late_reply_may_take_its_descriptor_along(server: RawServer) -> None:
 
 def test_a_late_refusal_is_drained(server: RawServer) -> None:
     late: list[Message] = []
-    with pyvfio.open(server.uri, timeout=TIMEOUT) as device:
+    with pyvfio.open(server.uri, timeout=TIMEOUT, posted_writes=False) as device:
         bar = device.bars[0]
         once(server, raw.REGION_WRITE, late.append)
         timed(lambda: bar.write32(0, 1))
@@ -635,6 +765,286 @@ def test_posted_writes_to_a_server_that_does_not_read_time_out(server: RawServer
                 bar.write_bytes(0, bytes(PAGE))
 
         timed(write_for_ever)
+
+
+# Registers that are kicked through eventfds
+
+
+def io_fds(*entries: bytes, count: int | None = None, argsz: int | None = None) -> bytes:
+    """Payload of the reply to DEVICE_GET_REGION_IO_FDS."""
+    body = b"".join(entries)
+    head = struct.pack(
+        "<IIII",
+        16 + len(body) if argsz is None else argsz,
+        0,
+        0,
+        len(entries) if count is None else count,
+    )
+    return head + body
+
+
+def io_fd(offset: int, size: int, index: int, *, kind: int = 0, match: int | None = None) -> bytes:
+    """One entry as the specification has it."""
+    return struct.pack("<QQIIIIQ", offset, size, index, kind, int(match is not None), 0, match or 0)
+
+
+def long_io_fd(offset: int, size: int, index: int, *, match: int | None = None) -> bytes:
+    """One entry of 48 bytes, with a shadow offset, as libvfio-user sends it."""
+    flags = int(match is not None)
+    return struct.pack("<QQIIIIQQ", offset, size, index, 0, flags, 0, 0x5A5A, match or 0)
+
+
+@pytest.fixture
+def eventfds() -> Iterator[list[int]]:
+    found = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+    yield found
+    raw.close(found)
+
+
+def offers(server: RawServer, payload: bytes, fds: Sequence[int]) -> None:
+    """Have the server answer DEVICE_GET_REGION_IO_FDS."""
+    server.handlers[raw.GET_REGION_IO_FDS] = lambda message: server.peer.send(
+        answer(message, payload), fds
+    )
+
+
+def fired(fd: int) -> int:
+    """How often an eventfd was signalled."""
+    return raw.fired(fd, 0)
+
+
+@pytest.mark.parametrize("entry", [io_fd, long_io_fd], ids=["40 bytes", "48 bytes"])
+def test_io_eventfds_are_listed_and_kicked(
+    server: RawServer, device: PCIDevice, eventfds: list[int], entry: Callable[..., bytes]
+) -> None:
+    offers(server, io_fds(entry(0x10, 4, 1, match=0x77), entry(0x20, 0, 0)), eventfds)
+    matched, plain = device.bars[0].io_eventfds
+    assert (matched.offset, matched.size, matched.datamatch) == (0x10, 4, 0x77)
+    assert (plain.offset, plain.size, plain.datamatch) == (0x20, 0, None)
+    matched.kick()
+    matched.kick()
+    assert (fired(eventfds[0]), fired(eventfds[1])) == (0, 2)
+    plain.kick()
+    assert fired(eventfds[0]) == 1
+
+
+def test_an_eventfd_may_serve_several_registers(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    offers(server, io_fds(io_fd(0, 4, 0), io_fd(4, 4, 0)), eventfds[:1])
+    for entry in device.bars[0].io_eventfds:
+        entry.kick()
+    assert fired(eventfds[0]) == 2
+
+
+def test_io_eventfds_are_asked_for_once(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    offers(server, io_fds(io_fd(0, 4, 0)), eventfds[:1])
+    assert device.bars[0].io_eventfds is device.bars[0].io_eventfds
+    assert server.last(raw.GET_REGION_IO_FDS).payload == struct.pack("<IIII", 4096, 0, 0, 0)
+
+
+def test_a_long_list_is_asked_for_again(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    entries = [io_fd(8 * number, 8, 0) for number in range(200)]
+
+    def handle(message: Message) -> None:
+        (argsz,) = message.words("I")
+        payload = io_fds(*entries) if argsz >= 16 + 8000 else io_fds(count=200, argsz=8016)
+        server.peer.send(answer(message, payload), eventfds)
+
+    server.handlers[raw.GET_REGION_IO_FDS] = handle
+    assert [entry.offset for entry in device.bars[0].io_eventfds] == list(range(0, 1600, 8))
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_server_without_io_fds_has_none(
+    server: RawServer, device: PCIDevice, number: int
+) -> None:
+    server.handlers[raw.GET_REGION_IO_FDS] = sends(server, lambda m: raw.refusal(m, number))
+    assert device.bars[0].io_eventfds == ()
+
+
+def test_another_refusal_of_io_fds_is_an_error(server: RawServer, device: PCIDevice) -> None:
+    server.handlers[raw.GET_REGION_IO_FDS] = sends(server, lambda m: raw.refusal(m, errno.EIO))
+    with pytest.raises(RegionError, match="EIO"):
+        device.bars[0].io_eventfds  # noqa: B018
+
+
+def test_descriptors_that_only_kvm_can_use_are_left_alone(
+    server: RawServer, device: PCIDevice, eventfds: list[int]
+) -> None:
+    offers(server, io_fds(io_fd(0, 4, 0, kind=1), io_fd(4, 4, 1, kind=2)), eventfds)
+    assert device.bars[0].io_eventfds == ()
+
+
+BAD_IO_FDS = {
+    "outside of the region": [io_fd(PAGE, 4, 0)],
+    "across its end": [io_fd(PAGE - 4, 8, 0)],
+    "far outside": [io_fd((1 << 64) - 4, 8, 0)],
+    "no such descriptor": [io_fd(0, 4, 2)],
+    "one good and one bad": [io_fd(0, 4, 0), io_fd(0, 4, 99)],
+}
+
+
+@pytest.mark.parametrize("entries", BAD_IO_FDS.values(), ids=BAD_IO_FDS)
+def test_io_fds_that_make_no_sense_are_refused(
+    server: RawServer, device: PCIDevice, eventfds: list[int], entries: list[bytes]
+) -> None:
+    offers(server, io_fds(*entries), eventfds)
+    with pytest.raises(RemoteProtocolError):
+        device.bars[0].io_eventfds  # noqa: B018
+    assert in_step(device, server)
+
+
+def test_a_descriptor_that_is_no_eventfd_is_refused(server: RawServer, device: PCIDevice) -> None:
+    pipe = os.pipe()
+    offers(server, io_fds(io_fd(0, 4, 0)), pipe[1:])
+    with pytest.raises(RemoteProtocolError, match="no eventfd"):
+        device.bars[0].io_eventfds  # noqa: B018
+    raw.close(pipe)
+
+
+def test_a_full_eventfd_does_not_block_a_kick(server: RawServer, device: PCIDevice) -> None:
+    full = os.eventfd(0)
+    os.eventfd_write(full, (1 << 64) - 2)
+    offers(server, io_fds(io_fd(0, 4, 0)), [full])
+    device.bars[0].io_eventfds[0].kick()
+    os.close(full)
+
+
+def test_nothing_is_kicked_after_close(server: RawServer, eventfds: list[int]) -> None:
+    with pyvfio.open(server.uri) as device:
+        offers(server, io_fds(io_fd(0, 4, 0)), eventfds[:1])
+        (entry,) = device.bars[0].io_eventfds
+    with pytest.raises(DeviceClosed):
+        entry.kick()
+
+
+# Posted writes that wait for the socket
+
+MULTI = b'{"capabilities":{"write_multiple":true}}\0'
+MANY = 3000
+
+
+@pytest.fixture
+def slow(server: RawServer) -> Iterator[PCIDevice]:
+    """A device whose server takes several writes in a message."""
+    server.capabilities = MULTI
+    with pyvfio.open(server.uri) as device:
+        yield device
+
+
+def writes(server: RawServer) -> list[tuple[int, int, bytes]]:
+    """(region, offset, data) of each write to BAR 0, in the order in which the server took them."""
+    found = []
+    for message in server.seen:
+        if message.command == raw.REGION_WRITE:
+            offset, region, _ = message.words("QII")
+            found.append((region, offset, message.payload[16:]))
+        elif message.command == raw.WRITE_MULTI:
+            for at in range(8, len(message.payload), 24):
+                offset, region, size = struct.unpack_from("<QII", message.payload, at)
+                found.append((region, offset, message.payload[at + 16 :][:size]))
+    return [write for write in found if write[0] == 0]
+
+
+def post_many(bar: BAR, first: int = 0) -> list[tuple[int, int, bytes]]:
+    """Post more than a socket holds, in all widths; returns what the server is to see."""
+    expected = []
+    for number in range(first, first + MANY):
+        width = (1, 2, 4, 8)[number % 4]
+        value = number & ((1 << 8 * width) - 1)
+        bar.write(8 * (number % 500), width, value)
+        expected.append((0, 8 * (number % 500), value.to_bytes(width, "little")))
+    return expected
+
+
+def test_writes_that_wait_for_the_socket_go_together(server: RawServer, slow: PCIDevice) -> None:
+    with deaf(server, slow):
+        expected = post_many(slow.bars[0])
+    slow.flush()
+    assert writes(server)[1:] == expected
+    together = [message for message in server.seen if message.command == raw.WRITE_MULTI]
+    assert together
+    assert all(message.flags == raw.NO_REPLY for message in together)
+    counts = [message.words("Q")[0] for message in together]
+    assert max(counts) == 200
+    assert [len(message.payload) for message in together] == [8 + 24 * n for n in counts]
+
+
+def test_writes_go_one_by_one_where_the_socket_takes_them(
+    server: RawServer, slow: PCIDevice
+) -> None:
+    for _ in range(10):
+        slow.bars[0].write32(0, 1)
+    slow.flush()
+    assert raw.WRITE_MULTI not in server.commands()
+    assert writes(server) == [(0, 0, b"\1\0\0\0")] * 10
+
+
+def test_writes_go_one_by_one_to_a_server_that_takes_no_more(server: RawServer) -> None:
+    with pyvfio.open(server.uri) as device:
+        with deaf(server, device):
+            expected = post_many(device.bars[0])
+        device.flush()
+        assert writes(server)[1:] == expected
+        assert raw.WRITE_MULTI not in server.commands()
+
+
+def test_a_command_stands_behind_the_writes_before_it(server: RawServer, slow: PCIDevice) -> None:
+    bar = slow.bars[0]
+    with deaf(server, slow):
+        expected = post_many(bar)
+        bar.write_bytes(0x10, b"longer than eight")
+        expected += [(0, 0x10, b"longer than eight"), *post_many(bar, MANY)]
+    slow.flush()
+    assert writes(server)[1:] == expected
+    commands = server.commands()
+    between = len(commands) - 1 - commands[::-1].index(raw.REGION_WRITE)
+    assert commands[between - 1] == commands[between + 1] == raw.WRITE_MULTI
+
+
+def test_the_caller_may_change_data_that_waits(server: RawServer, slow: PCIDevice) -> None:
+    data = bytearray(8)
+    with deaf(server, slow):
+        post_many(slow.bars[0])
+        slow.bars[0].write_bytes(0x18, data)
+        data[:] = b"\xff" * 8
+    slow.flush()
+    assert writes(server)[-1] == (0, 0x18, bytes(8))
+
+
+def test_writes_that_wait_are_sent_at_close(server: RawServer) -> None:
+    server.capabilities = MULTI
+    with pyvfio.open(server.uri) as device, deaf(server, device):
+        expected = post_many(device.bars[0])
+    assert eventually(lambda: writes(server)[1:] == expected)
+
+
+def test_a_flush_asks_only_where_something_was_posted(server: RawServer, slow: PCIDevice) -> None:
+    sent = len(server.seen)
+    slow.flush()
+    assert len(server.seen) == sent
+    slow.bars[0].write32(0, 1)
+    slow.flush()
+    slow.flush()
+    assert server.commands()[sent:] == [raw.REGION_WRITE, raw.GET_INFO]
+
+
+def test_a_flush_takes_a_refusal_for_an_answer(server: RawServer, slow: PCIDevice) -> None:
+    server.handlers[raw.GET_INFO] = sends(server, lambda m: raw.refusal(m, errno.EINVAL))
+    slow.bars[0].write32(0, 1)
+    slow.flush()
+
+
+def test_a_flush_of_a_server_that_does_not_answer_times_out(server: RawServer) -> None:
+    with pyvfio.open(server.uri, timeout=TIMEOUT) as device:
+        server.handlers[raw.GET_INFO] = ignore
+        device.bars[0].write32(0, 1)
+        timed(device.flush)
 
 
 def test_answers_to_a_server_that_does_not_read_are_not_piled_up(server: RawServer) -> None:

@@ -25,7 +25,7 @@ from pyvfio.errors import (
 from pyvfio.memory import MemoryKind, SharedMemory
 from pyvfio.native.mmio import MappedMemory
 from pyvfio.uapi.vfio import DMAMapFlags
-from pyvfio.vectors import ContainerIO, DMASource
+from pyvfio.vectors import BatchFailure, ContainerIO, DMASource
 from tests.support import ROOT, open_fds
 
 PAGE = 4096
@@ -64,6 +64,13 @@ class FakeIO(ContainerIO):
 
     def dma_unmap_all(self) -> None:
         self._do("unmap all")
+
+    def begin(self) -> None:
+        self._do("begin")
+
+    def commit(self) -> Sequence[BatchFailure]:
+        self._do("commit")
+        return ()
 
     def _do(self, *call: object) -> None:
         self.calls.append(call)

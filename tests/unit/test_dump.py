@@ -19,6 +19,7 @@ from pyvfio.pci import names
 from pyvfio.pci.config import ConfigSpace
 from pyvfio.pci.dump import NO_ADDRESS, address_of, dump
 from pyvfio.pci.registers import Shown, decode_capability, decode_header
+from pyvfio.region import Posting
 from pyvfio.uapi.vfio import RegionFlags
 from pyvfio.vectors import DeviceIO, RegionInfo
 
@@ -38,7 +39,7 @@ class Recorded(ConfigSpace):
 
     def __init__(self, data: bytes) -> None:
         info = RegionInfo(7, RegionFlags.READ, len(data))
-        super().__init__(cast(DeviceIO, None), info, "recorded:")
+        super().__init__(cast(DeviceIO, None), info, "recorded:", Posting(lambda: None))
         self._data = data
 
     def read(self, offset: int, width: int) -> int:

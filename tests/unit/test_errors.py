@@ -34,6 +34,7 @@ TREE: dict[type[VFIOError], tuple[type[VFIOError], type[Exception] | None]] = {
     errors.IRQError: (errors.OperationError, OSError),
     errors.ResetError: (errors.OperationError, OSError),
     errors.DMAError: (errors.OperationError, OSError),
+    errors.DMABatchError: (errors.DMAError, OSError),
     errors.BindError: (errors.OperationError, OSError),
     errors.RemoteError: (errors.OperationError, OSError),
     errors.ProtocolError: (VFIOError, None),

@@ -29,6 +29,7 @@ from pyvfio.vectors import (
     MAX_IRQS,
     MAX_REGIONS,
     MAX_VECTORS,
+    BatchFailure,
     ContainerIO,
     DeviceInfo,
     DeviceIO,
@@ -77,6 +78,9 @@ class FakeIO(DeviceIO):
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         raise NotImplementedError
 
+    def flush(self) -> None:
+        raise NotImplementedError
+
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         raise NotImplementedError
 
@@ -104,6 +108,12 @@ class NoDMA(ContainerIO):
         raise NotImplementedError
 
     def dma_unmap(self, iova: int, size: int) -> None:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        raise NotImplementedError
+
+    def commit(self) -> Sequence[BatchFailure]:
         raise NotImplementedError
 
     def dma_unmap_all(self) -> None:

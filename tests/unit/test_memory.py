@@ -8,6 +8,9 @@ import fcntl
 import gc
 import mmap
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ import pytest
 
 from pyvfio.errors import BufferInUse, DeviceClosed, VFIOError
 from pyvfio.memory import PAGE_SIZE, MemoryKind, SharedMemory
-from tests.support import open_fds
+from tests.support import ROOT, open_fds
 
 HUGE = 2 << 20
 
@@ -104,6 +107,26 @@ def test_a_denied_segment_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(posix_ipc, "SharedMemory", deny)
     with pytest.raises(VFIOError, match="shared memory"):
         SharedMemory(PAGE_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("age", "contents", "stays"),
+    [(3600, "", False), (0, "", True), (3600, "memory", True)],
+    ids=["left behind", "another process is at it", "in use"],
+)
+def test_a_name_that_a_killed_process_left_is_taken_away(
+    age: int, contents: str, stays: bool
+) -> None:
+    name = Path(f"/dev/shm/pyvfio-0-test-{os.getpid()}")
+    name.write_text(contents)
+    try:
+        then = time.time() - age
+        os.utime(name, (then, then))
+        program = "import pyvfio; pyvfio.SharedMemory(4096).close()"
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+        assert name.exists() == stays
+    finally:
+        name.unlink(missing_ok=True)
 
 
 # Sealed memory

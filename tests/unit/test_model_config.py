@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 import pytest
 
 from pyvfio.server.config_space import ModelConfigSpace
+from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.model import (
     DeviceModel,
     Identity,
     ModelBAR,
     ModelCapability,
+    ModelIOEventFD,
     ModelMSI,
     ModelMSIX,
 )
@@ -436,6 +438,42 @@ def test_capabilities_that_cannot_be_are_refused(declarations: dict[str, Any]) -
         declared(**declarations)
 
 
+KICK = ModelIOEventFD
+REGISTERS: dict[str, Any] = {"bars": {0: ModelBAR(4096), 2: ModelBAR(4096, backed=True)}}
+IMPOSSIBLE_IO_EVENTFDS: dict[str, dict[str, Any]] = {
+    "in no BAR": {"io_eventfds": (KICK(1, 0),)},
+    "in memory without callbacks": {"io_eventfds": (KICK(2, 0),)},
+    "behind the end": {"io_eventfds": (KICK(0, 4096),)},
+    "before the start": {"io_eventfds": (KICK(0, -4),)},
+    "not aligned": {"io_eventfds": (KICK(0, 6, 4),)},
+    "of any width, not aligned": {"io_eventfds": (KICK(0, 2),)},
+    "of 3 bytes": {"io_eventfds": (KICK(0, 0, 3),)},
+    "of 16 bytes": {"io_eventfds": (KICK(0, 0, 16),)},
+    "a value of any width": {"io_eventfds": (KICK(0, 0, 0, 1),)},
+    "a value that does not fit": {"io_eventfds": (KICK(0, 0, 2, 0x10000),)},
+    "a negative value": {"io_eventfds": (KICK(0, 0, 2, -1),)},
+    "twice": {"io_eventfds": (KICK(0, 8, 4, 1), KICK(0, 8, 4, 1))},
+    "any value and one": {"io_eventfds": (KICK(0, 8, 4), KICK(0, 8, 4, 1))},
+    "any width and one": {"io_eventfds": (KICK(0, 8), KICK(0, 8, 4, 1))},
+    "in the MSI-X table": {
+        "io_eventfds": (KICK(0, 8),),
+        "msix": ModelMSIX(4, (0, 0), (0, 0x800)),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "declarations", IMPOSSIBLE_IO_EVENTFDS.values(), ids=IMPOSSIBLE_IO_EVENTFDS.keys()
+)
+def test_ioeventfds_that_cannot_be_are_refused(declarations: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="ioeventfd"):
+        declared(**REGISTERS, **declarations)
+
+
+def test_ioeventfds_may_share_a_register_where_value_or_width_differ() -> None:
+    declared(**REGISTERS, io_eventfds=(KICK(0, 8, 4, 1), KICK(0, 8, 4, 2), KICK(0, 8, 8)))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -493,13 +531,13 @@ def function() -> Iterator[PCIFunction]:
 def enable(function: PCIFunction, irq: PCIIRQ) -> None:
     """What a client does to enable one vector."""
     flags = IRQSetFlags.DATA_EVENTFD | IRQSetFlags.TRIGGER
-    function.set_irqs(SetIRQs(flags, irq, 0, 1, b""), [os.eventfd(0)])
+    function.set_irqs(SetIRQs(flags, irq, 0, 1, b""), [os.eventfd(0)], 1)
 
 
 def is_enabled(function: PCIFunction, irq: PCIIRQ) -> bool:
     """The enable bit in configuration space."""
     offset, bit = BITS[irq]
-    control = function.read(PCIRegion.CONFIG, offset, 2)
+    control = function.regions.read(PCIRegion.CONFIG, offset, 2, DeferredAnswers())
     return bool(int.from_bytes(control, "little") & bit)
 
 
@@ -516,7 +554,7 @@ def test_an_enable_bit_is_clear_when_the_index_is_disabled(
 ) -> None:
     enable(function, irq)
     flags = IRQSetFlags.DATA_NONE | IRQSetFlags.TRIGGER
-    function.set_irqs(SetIRQs(flags, irq, 0, 0, b""), [])
+    function.set_irqs(SetIRQs(flags, irq, 0, 0, b""), [], 1)
     assert not is_enabled(function, irq)
 
 
@@ -530,5 +568,5 @@ def test_an_enable_bit_is_clear_when_the_client_is_gone(function: PCIFunction, i
 @pytest.mark.parametrize("irq", BITS)
 def test_an_enable_bit_stays_over_a_reset(function: PCIFunction, irq: PCIIRQ) -> None:
     enable(function, irq)
-    function.reset()
+    function.reset(DeferredAnswers())
     assert is_enabled(function, irq)

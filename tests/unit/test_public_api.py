@@ -22,7 +22,7 @@ from tests.support import ROOT
 PACKAGE = ROOT / "pyvfio"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "polling"),
+    ("errors", "polling", "eventfd"),
     ("uapi",),
     ("wire", "native"),
     ("transport",),
@@ -36,7 +36,22 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 ROOMS = {
     **dict.fromkeys(
-        ("vectors", "closing", "memory", "iova", "irq", "region", "container", "base", "registry"),
+        (
+            "vectors",
+            "closing",
+            "memory",
+            "iova",
+            "map_table",
+            "device_access",
+            "dma_batch",
+            "irq",
+            "io_eventfd",
+            "region",
+            "container",
+            "reconnection",
+            "base",
+            "registry",
+        ),
         "core",
     ),
     "": "front door",

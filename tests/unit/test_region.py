@@ -24,7 +24,7 @@ from pyvfio.errors import (
 )
 from pyvfio.pci.bars import BAR
 from pyvfio.pci.config import ConfigSpace
-from pyvfio.region import Region
+from pyvfio.region import Posting, Region
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import IRQSetFlags, PCIRegion, RegionFlags
 from pyvfio.vectors import DeviceInfo, DeviceIO, IRQInfo, MmapArea, RegionInfo
@@ -42,8 +42,12 @@ class FakeIO(DeviceIO):
         self.memory = bytearray(SIZE)
         self.calls: list[tuple[str, int, int]] = []
         self.posted: list[bool] = []
+        self.flushes = 0
         self.error: Exception | None = None
         self.most = SIZE
+
+    def flush(self) -> None:
+        self.flushes += 1
 
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         self._note("read", offset, size)
@@ -397,7 +401,27 @@ def test_a_mapped_region_that_may_only_be_read_refuses_writes(access: str) -> No
     assert (done.returncode, done.stdout) == (0, b"refused\n")
 
 
+def test_a_short_read_into_a_buffer_is_an_error(device: FakeIO, region: Region) -> None:
+    device.most = 3
+    with pytest.raises(RegionError, match="3 of 8 bytes"):
+        region.read_into(0, bytearray(8))
+
+
 # Posted writes
+
+
+@pytest.fixture
+def posting(device: FakeIO) -> Posting:
+    """Of a device that posts where it may."""
+    return Posting(device.flush, default=True)
+
+
+@pytest.fixture
+def bar(device: FakeIO, posting: Posting) -> BAR:
+    """A memory BAR of it, of which nothing can be mapped."""
+    bar = BAR(device, RegionInfo(0, READ_WRITE, SIZE), "fake:x", posting)
+    bar.decode(0x0)
+    return bar
 
 
 def test_writes_are_waited_for(device: FakeIO, region: Region) -> None:
@@ -405,28 +429,73 @@ def test_writes_are_waited_for(device: FakeIO, region: Region) -> None:
     assert device.posted == [False]
 
 
-def test_writes_are_posted_where_it_was_asked_for(device: FakeIO, region: Region) -> None:
-    region.posted = True
-    region.write32(0, 0)
-    region.write_bytes(0, b"123")
+def test_writes_to_a_memory_bar_are_posted(device: FakeIO, bar: BAR) -> None:
+    bar.write32(0, 0)
+    bar.write_bytes(0, b"123")
     assert device.posted == [True, True]
 
 
-def test_writes_to_configuration_space_are_never_posted(device: FakeIO) -> None:
-    config = ConfigSpace(device, RegionInfo(PCIRegion.CONFIG, READ_WRITE, SIZE), "fake:x")
-    with suppress(AttributeError, UnsupportedError):
-        config.posted = True
+def test_writes_are_waited_for_where_it_was_asked_for(device: FakeIO, bar: BAR) -> None:
+    bar.posted = False
+    bar.write32(0, 0)
+    assert device.posted == [False]
+
+
+def test_writes_are_posted_where_it_was_asked_for(device: FakeIO) -> None:
+    bar = BAR(device, RegionInfo(0, READ_WRITE, SIZE), "fake:x", Posting(device.flush))
+    bar.decode(0x0)
+    bar.write32(0, 0)
+    bar.posted = True
+    bar.write32(0, 0)
+    assert device.posted == [False, True]
+
+
+def test_writes_to_configuration_space_are_never_posted(device: FakeIO, posting: Posting) -> None:
+    config = ConfigSpace(device, RegionInfo(PCIRegion.CONFIG, READ_WRITE, SIZE), "fake:x", posting)
+    config.posted = True
     config.write32(0, 0)
     assert device.posted == [False]
 
 
-def test_writes_to_ports_are_never_posted(device: FakeIO) -> None:
-    bar = BAR(device, RegionInfo(4, READ_WRITE, SIZE), "fake:x")
+def test_writes_to_ports_are_never_posted(device: FakeIO, posting: Posting) -> None:
+    bar = BAR(device, RegionInfo(4, READ_WRITE, SIZE), "fake:x", posting)
     bar.decode(0x1)
-    with suppress(AttributeError, UnsupportedError):
-        bar.posted = True
+    bar.posted = True
     bar.write32(0, 0)
     assert device.posted == [False]
+
+
+def test_writes_to_other_regions_are_never_posted(device: FakeIO, posting: Posting) -> None:
+    region = Region(device, RegionInfo(9, READ_WRITE, SIZE), "fake:x", posting)
+    region.posted = True
+    region.write32(0, 0)
+    assert device.posted == [False]
+
+
+def test_nothing_is_posted_once_a_region_of_the_device_is_mapped(
+    device: FakeIO, posting: Posting, bar: BAR, fd: int
+) -> None:
+    areas = (MmapArea(0, PAGE),)
+    other = Region(
+        device, RegionInfo(2, READ_WRITE | RegionFlags.MMAP, SIZE, fd, 0, areas), "fake:x", posting
+    )
+    bar.write32(0, 0)
+    assert device.flushes == 0
+    other.write32(0, 0)
+    assert device.flushes == 1
+    bar.posted = True
+    bar.write32(0, 0)
+    assert (device.posted, device.flushes) == ([True, False], 1)
+    other.close()
+
+
+def test_what_cannot_be_mapped_leaves_writes_posted(
+    device: FakeIO, posting: Posting, bar: BAR
+) -> None:
+    other = Region(device, RegionInfo(2, READ_WRITE, SIZE), "fake:x", posting)
+    other.read32(0)
+    bar.write32(0, 0)
+    assert device.posted == [True]
 
 
 # The end

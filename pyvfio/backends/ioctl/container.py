@@ -22,7 +22,7 @@ from pyvfio.uapi import chain, vfio
 from pyvfio.uapi import ioctl as uapi
 from pyvfio.uapi.ioctl import ContainerIoctl, Extension, Ioctl, IOMMUCapability, IOMMUInfoFlags
 from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
-from pyvfio.vectors import ContainerIO, DMASource
+from pyvfio.vectors import BatchFailure, ContainerIO, DMASource
 
 NODE = "/dev/vfio/vfio"
 DEFAULT_MAX_MAPS = 65535
@@ -140,6 +140,12 @@ class KernelContainer(ContainerIO):
         unmapped = self._unmap(DMAUnmapFlags(0), iova, size)
         if unmapped != size:
             raise OSError(errno.ENOENT, f"{unmapped} of {size} bytes were mapped")
+
+    def begin(self) -> None:
+        """Nothing to do: each map is through when its ioctl returns."""
+
+    def commit(self) -> Sequence[BatchFailure]:
+        return ()
 
     def dma_unmap_all(self) -> None:
         if ioctl(self.fd, Ioctl.CHECK_EXTENSION, Extension.UNMAP_ALL) > 0:

@@ -109,8 +109,14 @@ class KernelDeviceIO(DeviceIO):
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         return os.pread(self.fd, size, self._offset(index) + offset)
 
+    def region_read_into(self, index: int, offset: int, buffer: memoryview) -> int:
+        return os.preadv(self.fd, [buffer], self._offset(index) + offset)
+
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         return os.pwrite(self.fd, data, self._offset(index) + offset)
+
+    def flush(self) -> None:
+        """Nothing is posted: the kernel has made the access when it returns."""
 
     def _offset(self, index: int) -> int:
         if index not in self._offsets:

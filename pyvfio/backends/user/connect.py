@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from typing import NamedTuple
 
 from pyvfio.errors import (
@@ -17,6 +18,7 @@ from pyvfio.errors import (
     NegotiationError,
     OpenError,
     RemoteError,
+    VFIOError,
     VFIOTimeout,
 )
 from pyvfio.transport.channel import Channel
@@ -37,31 +39,56 @@ def own_capabilities(twin_socket: bool) -> Capabilities:
         max_dma_maps=version.DEFAULT_MAX_DMA_MAPS,
         pgsizes=version.DEFAULT_PGSIZES,
         twin_socket=True if twin_socket else None,
+        write_multiple=True,
+        long_writes=True,
     )
 
 
-def connect(path: str, uri: str, timeout: float) -> socket.socket:
+def connect(path: str, timeout: float) -> socket.socket:
     """A stream connected to the socket at ``path``.
 
-    :raises OpenError: there is no such socket, nobody listens, or access is denied.
-    :raises VFIOTimeout: the server's queue of clients is full.
+    :raises OSError: there is no such socket, nobody listens, access is denied, or the server's
+        queue of clients is full for ``timeout`` seconds; see :func:`open_error`.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + timeout
     try:
-        # A time-out of Python's own would not wait for room in the server's queue of clients.
-        microseconds = max(1, int(1e6 * timeout))
-        limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        sock.connect(path)
-    except BaseException as error:
+        # A signal may end the wait before a server has accepted, which looks like success.
+        while not _connected(sock):
+            _try_to_connect(sock, path, deadline - time.monotonic())
+    except BaseException:
         sock.close()
-        if isinstance(error, OSError):
-            raise _open_error(error, uri, timeout) from error
         raise
     return sock
 
 
-def _open_error(error: OSError, uri: str, timeout: float) -> Exception:
+def _try_to_connect(sock: socket.socket, path: str, seconds: float) -> None:
+    if seconds <= 0:
+        raise TimeoutError
+    # A time-out of Python's own would not wait for room in the server's queue of clients.
+    microseconds = max(1, int(1e6 * seconds))
+    limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    sock.connect(path)
+
+
+def _connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True
+
+
+def open_error(error: OSError | RuntimeError, uri: str, timeout: float) -> VFIOError:
+    """What to tell of a failure of the system while a device is opened.
+
+    :param error: RuntimeError is what Python has for a thread that cannot be started.
+    """
+    if isinstance(error, RuntimeError):
+        return OpenError(str(error), op="open", uri=uri, errno=errno.EAGAIN)
     if isinstance(error, TimeoutError | BlockingIOError):
         return VFIOTimeout(f"the server accepts nobody within {timeout} s", op="open", uri=uri)
     if isinstance(error, FileNotFoundError):
@@ -87,7 +114,8 @@ def _open_error(error: OSError, uri: str, timeout: float) -> Exception:
     # A path that is too long has no errno.
     number = error.errno or errno.EINVAL
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return OpenError(reason, op="open", uri=uri, errno=number)
+    hint = "the limit of open files is reached (ulimit -n)" if number == errno.EMFILE else ""
+    return OpenError(reason, op="open", uri=uri, errno=number, hint=hint)
 
 
 class Agreement(NamedTuple):

@@ -3,25 +3,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pyvfio.errors import RemoteProtocolError
+from pyvfio.errors import RemoteError, RemoteProtocolError
+from pyvfio.eventfd import is_eventfd
 from pyvfio.transport.channel import Channel
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
-from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IRQInfo, RegionInfo
+from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IOEventFDInfo, IRQInfo, RegionInfo
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
+from pyvfio.wire.messages.region import MAX_WRITE_ENTRY
 from pyvfio.wire.version import Limits
 
-MAX_WRITE = 32 * 1024
-"""Bytes in one REGION_WRITE.  A widespread server reads a body with one recv() and loses step with
-the stream above about this size, whatever it negotiated."""
+SAFE_WRITE = 32 * 1024
+"""Bytes in one REGION_WRITE to a server that does not say that it reads longer ones whole.  A
+widespread one reads a body with one recv() and loses step above about this size, whatever it
+negotiated."""
+
+
+SOME_IO_FDS = 4096
+"""Bytes of sub-regions with descriptors that are asked for at first."""
+NO_SUCH_COMMAND = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.ENOTTY)
+"""How servers refuse a command that is optional; which of them is said nowhere."""
+IOEVENTFD = messages.IOFDType.IOEVENTFD
+"""The kind of descriptor that can be used without KVM; others are left alone."""
 
 
 class UserDeviceIO(DeviceIO):
@@ -31,6 +43,8 @@ class UserDeviceIO(DeviceIO):
         self._channel = channel
         self._limits = limits
         self._region_fds: list[int] = []
+        self._sizes: dict[int, int] = {}
+        self._unflushed = False
 
     def get_info(self) -> DeviceInfo:
         reply = self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo()).message
@@ -47,6 +61,7 @@ class UserDeviceIO(DeviceIO):
         except ValueError as error:
             close_fds(fds)
             raise RemoteProtocolError(f"region {index}: {error}", uri=self._channel.name) from error
+        self._sizes[index] = info.size
         if info.fd is None:
             close_fds(fds)
         else:
@@ -61,6 +76,33 @@ class UserDeviceIO(DeviceIO):
         request = messages.GetIRQInfo(index)
         reply = self._channel.call(Command.DEVICE_GET_IRQ_INFO, request).message
         return IRQInfo(index, IRQFlags(reply.flags), reply.count)
+
+    def get_io_eventfds(self, index: int) -> Sequence[IOEventFDInfo]:
+        try:
+            reply, fds = self._ask_io_fds(index, SOME_IO_FDS)
+            if reply.argsz > SOME_IO_FDS:
+                close_fds(fds)
+                reply, fds = self._ask_io_fds(index, min(reply.argsz, MAX_REGION_INFO))
+        except RemoteError as error:
+            if error.errno in NO_SUCH_COMMAND:
+                return ()
+            raise
+        try:
+            size = self._sizes.get(index, 0)
+            listed = [sub for sub in reply.sub_regions if sub.type == IOEVENTFD]
+            infos = [_io_eventfd(sub, fds, size) for sub in listed]
+        except ValueError as error:
+            close_fds(fds)
+            reason = f"io fds of region {index}: {error}"
+            raise RemoteProtocolError(reason, uri=self._channel.name) from error
+        used = {info.fd for info in infos}
+        self._region_fds.extend(used)
+        close_fds(fd for fd in fds if fd not in used)
+        return infos
+
+    def _ask_io_fds(self, index: int, argsz: int) -> tuple[messages.RegionIOFDs, tuple[int, ...]]:
+        request = messages.GetRegionIOFDs(index, argsz)
+        return self._channel.call(Command.DEVICE_GET_REGION_IO_FDS, request)
 
     def set_irqs(
         self,
@@ -86,17 +128,21 @@ class UserDeviceIO(DeviceIO):
             self._channel.call(Command.DEVICE_SET_IRQS, request, run.fds)
 
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
-        limit = self._limits.max_data_xfer_size
-        if size <= limit:
+        if size <= self._limits.max_data_xfer_size:
             return self._read(index, offset, size)
-        data = bytearray()
-        while len(data) < size:
-            wanted = min(limit, size - len(data))
-            part = self._read(index, offset + len(data), wanted)
-            data += part
+        data = bytearray(size)
+        return data[: self.region_read_into(index, offset, memoryview(data))]
+
+    def region_read_into(self, index: int, offset: int, buffer: memoryview) -> int:
+        done = 0
+        while done < len(buffer):
+            wanted = min(self._limits.max_data_xfer_size, len(buffer) - done)
+            part = self._read(index, offset + done, wanted)
+            buffer[done : done + len(part)] = part
+            done += len(part)
             if len(part) < wanted:
                 break
-        return data
+        return done
 
     def _read(self, index: int, offset: int, size: int) -> Buffer:
         request = messages.RegionRead(offset, index, size)
@@ -104,7 +150,9 @@ class UserDeviceIO(DeviceIO):
         return data
 
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
-        limit = min(MAX_WRITE, self._limits.max_data_xfer_size)
+        limit = self._limits.max_data_xfer_size
+        if not self._limits.long_writes:
+            limit = min(limit, SAFE_WRITE)
         view, done = memoryview(data), 0
         while done < len(view):
             chunk = view[done : done + limit]
@@ -117,10 +165,28 @@ class UserDeviceIO(DeviceIO):
     def _write(self, index: int, offset: int, data: memoryview, posted: bool) -> int:
         request = messages.RegionWrite(offset, index, data)
         if posted:
-            self._channel.post(Command.REGION_WRITE, request)
+            self._post(request)
             return len(data)
         count: int = self._channel.call(Command.REGION_WRITE, request).message.count
         return count
+
+    def _post(self, request: messages.RegionWrite) -> None:
+        self._unflushed = True
+        if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
+            self._channel.post_write(request)
+        else:
+            self._channel.post(Command.REGION_WRITE, request)
+
+    @property
+    def unflushed(self) -> bool:
+        return self._unflushed
+
+    def flush(self) -> None:
+        if self._unflushed:
+            # Commands are carried out in order: any answer tells that those before it are through.
+            with contextlib.suppress(RemoteError):
+                self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo())
+            self._unflushed = False
 
     def reset(self) -> None:
         self._channel.call(Command.DEVICE_RESET, messages.Empty())
@@ -151,6 +217,19 @@ def _eventfd_runs(start: int, eventfds: Sequence[int], most: int) -> Iterator[_R
                 part = fds[first : first + most]
                 yield _Run(at + first, len(part), part)
         at += len(fds)
+
+
+def _io_eventfd(sub: messages.IOSubRegion, fds: Sequence[int], size: int) -> IOEventFDInfo:
+    """What a server says of a part of a region of ``size`` bytes, checked, or ValueError."""
+    if sub.offset + sub.size > size:
+        raise ValueError(f"{sub.size} bytes at {sub.offset:#x} of {size:#x}")
+    if sub.fd_index >= len(fds):
+        raise ValueError(f"descriptor {sub.fd_index} of {len(fds)}")
+    if not is_eventfd(fds[sub.fd_index]):
+        raise ValueError(f"descriptor {sub.fd_index} is no eventfd")
+    matches = sub.flags & messages.IOEventFDFlags.DATAMATCH
+    datamatch = sub.datamatch if matches else None
+    return IOEventFDInfo(sub.offset, sub.size, datamatch, fds[sub.fd_index])
 
 
 def _region_info(reply: messages.RegionInfo, fd: int | None) -> RegionInfo:

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 import pyvfio
-from pyvfio.errors import RegionError
+from pyvfio.errors import RegionError, UnsupportedError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.pci import BARType, CapabilityID, Command, ExtendedCapabilityID
 from tests.guest.suite.conftest import EDU, NVME, bound
@@ -55,6 +55,17 @@ def test_a_mapped_register_is_read_with_one_width_or_another(nvme: PCIDevice) ->
     bar = nvme.bars[0]
     assert bar.read64(0) == bar.read32(0) | bar.read32(4) << 32
     assert bar.read32(8) == 0x00010400  # version 1.4
+
+
+def test_a_device_of_the_kernels_is_not_reconnected(nvme: PCIDevice) -> None:
+    with pytest.raises(UnsupportedError):
+        nvme.reconnect()
+    assert not nvme.lost
+
+
+def test_writes_are_carried_out_when_they_return(nvme: PCIDevice) -> None:
+    assert not any(bar.posted for bar in nvme.bars.values())
+    nvme.flush()
 
 
 def test_memory_decoding_off_is_an_error_and_not_the_end(nvme: PCIDevice) -> None:

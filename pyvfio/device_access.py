@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Mapped memory as a device sees it, for a server that asks for it by messages."""
+
+from __future__ import annotations
+
+import errno
+
+from pyvfio.errors import DeviceClosed, DMAError
+from pyvfio.map_table import MapTable
+from pyvfio.native import mmio
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.vfio import DMAMapFlags
+
+
+class DeviceAccess:
+    """Reads and writes that are checked against the maps and their permissions.
+
+    :param maps: what is mapped.
+    :param uri: the device, for errors.
+    """
+
+    def __init__(self, maps: MapTable, uri: str) -> None:
+        self._maps = maps
+        self._uri = uri
+
+    def read(self, iova: int, size: int) -> bytearray:
+        """Bytes of mapped memory, as the device sees them.
+
+        :raises DMAError: EFAULT where not all of it is mapped or backed, EPERM where it may not be
+            read.
+        """
+        data = bytearray()
+        with self._maps.lock:  # held while copying: what is unmapped may be gone at once
+            for address, length in self._pieces(iova, size, DMAMapFlags.READ):
+                part = mmio.copy_out(address, length)
+                if part is None:
+                    raise self._unreachable(iova, size)
+                data += part
+        return data
+
+    def write(self, iova: int, data: Buffer) -> None:
+        """Write mapped memory for the device; raises as :meth:`read` does."""
+        rest = memoryview(data)
+        with self._maps.lock:
+            for address, length in self._pieces(iova, len(rest), DMAMapFlags.WRITE):
+                if not mmio.copy_in(address, rest[:length]):
+                    raise self._unreachable(iova, len(data))
+                rest = rest[length:]
+
+    def _pieces(self, iova: int, size: int, need: DMAMapFlags) -> list[tuple[int, int]]:
+        """(virtual address, bytes) of each piece of a range, which may span several maps."""
+        pieces: list[tuple[int, int]] = []
+        at, end = iova, iova + size
+        while at < end:
+            mapping = self._maps.holder(at)
+            if mapping is None:
+                raise self._unreachable(iova, size)
+            if not mapping.flags & need:
+                raise DMAError(
+                    f"mapped without permission to {need.name}",
+                    iova=iova,
+                    size=size,
+                    op=f"DMA at iova {iova:#x}",
+                    uri=self._uri,
+                    errno=errno.EPERM,
+                )
+            length = min(end, mapping.last + 1) - at
+            try:
+                address = mapping.memory.address
+            except DeviceClosed as error:  # its owner has let it go while it was mapped
+                raise self._unreachable(iova, size) from error
+            pieces.append((address + mapping.offset + at - mapping.iova, length))
+            at += length
+        return pieces
+
+    def _unreachable(self, iova: int, size: int) -> DMAError:
+        return DMAError(
+            f"{size} bytes that are not all mapped",
+            iova=iova,
+            size=size,
+            op=f"DMA at iova {iova:#x}",
+            uri=self._uri,
+            errno=errno.EFAULT,
+        )

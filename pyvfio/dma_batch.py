@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Maps and unmaps that were asked for together: what each was, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pyvfio.errors import VFIOTimeout
+from pyvfio.map_table import MapEntry
+from pyvfio.memory import DMABuffer
+from pyvfio.vectors import BatchFailure
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One map or unmap.
+
+    :ivar error: why it was not carried out; None while nothing else is known.
+    :ivar buffer: what is released when an unmap is through.
+    """
+
+    mapping: MapEntry
+    is_map: bool
+    error: BaseException | None = None
+    buffer: DMABuffer | None = None
+
+    @property
+    def verb(self) -> str:
+        """How errors call it."""
+        return "map" if self.is_map else "unmap"
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether it may yet be carried out."""
+        return isinstance(self.error, VFIOTimeout)
+
+
+class Batch:
+    """The operations of a batch, in their order.
+
+    :param before: what is mapped when it begins.
+    """
+
+    def __init__(self, before: Sequence[MapEntry]) -> None:
+        self.operations: list[Operation] = []
+        self._before = before
+        self._sent: list[Operation] = []
+
+    def sent(self, operation: Operation) -> None:
+        """The backend has taken an operation."""
+        self.operations.append(operation)
+        self._sent.append(operation)
+
+    def refused(self, operation: Operation, error: Exception) -> None:
+        """The backend refused an operation at once."""
+        operation.error = error
+        self.operations.append(operation)
+
+    def retire(self, buffer: DMABuffer) -> None:
+        """Release a buffer when the unmap that was asked for last is through."""
+        self.operations[-1].buffer = buffer
+
+    def retired(self) -> Iterator[DMABuffer]:
+        """The buffers that were closed."""
+        return (entry.buffer for entry in self.operations if entry.buffer is not None)
+
+    def settle(self, failures: Sequence[BatchFailure]) -> None:
+        """What the backend says at the end."""
+        for failure in failures:
+            self._sent[failure.position].error = failure.error
+
+    def left(self, failed: Sequence[Operation]) -> dict[int, MapEntry]:
+        """What is mapped (address -> map) after all operations but those that failed.
+
+        An unmap takes away what is really there, which is not what it was meant for where a map
+        before it failed.
+        """
+        left = {entry.iova: entry for entry in self._before}
+        skipped = set(failed)
+        for operation in self.operations:
+            if operation in skipped:
+                continue
+            if operation.is_map:
+                left[operation.mapping.iova] = operation.mapping
+            else:
+                left.pop(operation.mapping.iova, None)
+        return left

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The eventfds by which one client kicks a model's registers (DEVICE_GET_REGION_IO_FDS).
+
+A client, or KVM on its behalf, signals an eventfd instead of sending a write.  The eventfds are
+made when the client first asks for them, each counts (``EFD_SEMAPHORE``), so that as many writes
+reach the model as kicks were made, and one thread waits for all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from pyvfio.closing import Closing
+from pyvfio.server.failures import note
+from pyvfio.server.model import ModelIOEventFD
+from pyvfio.transport.sockets import close_fds
+from pyvfio.uapi.layout import Buffer
+
+log = logging.getLogger(__name__)
+
+_COUNTER = 8
+"""Bytes that an eventfd gives when it is read."""
+_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+
+
+class IOEventFDs(Closing):
+    """The ioeventfds of one client.
+
+    :param declared: what the model declares.
+    :param write: carries out a register write: region, offset, data.
+    :param name: what the log and the thread call the client.
+    """
+
+    def __init__(
+        self,
+        declared: Sequence[ModelIOEventFD],
+        write: Callable[[int, int, Buffer], object],
+        name: str,
+    ) -> None:
+        self._declared = declared
+        self._write = write
+        self._name = name
+        self._fds: list[int] = []
+        self._stop_fd = -1
+        self._thread: threading.Thread | None = None
+
+    def of(self, bar: int) -> list[tuple[ModelIOEventFD, int]]:
+        """The sub-regions of a BAR, each with its eventfd, which stays this object's.
+
+        :raises OSError: there are no descriptors left.
+        """
+        if not any(entry.bar == bar for entry in self._declared):
+            return []
+        if self._thread is None:
+            self._start()
+        pairs = zip(self._declared, self._fds, strict=True)
+        return [(entry, fd) for entry, fd in pairs if entry.bar == bar]
+
+    def _start(self) -> None:
+        try:
+            self._stop_fd = os.eventfd(0, _FLAGS)
+            for _ in self._declared:
+                self._fds.append(os.eventfd(0, _FLAGS | os.EFD_SEMAPHORE))
+            thread = threading.Thread(target=self._run, name=f"{self._name} kicks", daemon=True)
+            thread.start()
+        except BaseException:
+            self._close_fds()
+            raise
+        self._thread = thread
+
+    def _run(self) -> None:
+        kicked = dict(zip(self._fds, self._declared, strict=True))
+        poller = select.poll()
+        for fd in (self._stop_fd, *kicked):
+            poller.register(fd, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poller.poll()]
+            # Looked at before each kick: a client may leave with 2^64 of them undelivered.
+            if self._stop_fd in ready:
+                return
+            for fd in ready:
+                self._deliver(fd, kicked[fd])
+
+    def _deliver(self, fd: int, entry: ModelIOEventFD) -> None:
+        # The client has it as well: it may read it first, and may have made it blocking.
+        with suppress(BlockingIOError):
+            os.preadv(fd, [bytearray(_COUNTER)], -1, os.RWF_NOWAIT)
+            try:
+                self._write(entry.bar, entry.offset, entry.data)
+            except Exception as error:
+                # A kick has no answer: nobody can be told, and the next one may do better.
+                note(log, self._name, error)
+
+    def close(self) -> None:
+        """Stop the thread and close the eventfds; the client's own copies kick nothing any more."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            os.eventfd_write(self._stop_fd, 1)
+            thread.join()
+            self._close_fds()
+
+    def _close_fds(self) -> None:
+        close_fds(fd for fd in (self._stop_fd, *self._fds) if fd >= 0)
+        self._stop_fd, self._fds = -1, []

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The regions of a hosted model: configuration space, registers with callbacks, memory."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pyvfio.memory import ByteArray, MemoryKind, SharedMemory
+from pyvfio.server.config_space import ModelConfigSpace
+from pyvfio.server.deferred import DeferredAnswers
+from pyvfio.server.interrupts import Interrupts
+from pyvfio.server.model import DeviceModel, ModelBAR
+from pyvfio.server.msix import MSIXState
+from pyvfio.uapi import pci
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.pci import CapabilityID
+from pyvfio.uapi.vfio import PCI_NUM_REGIONS, PCIRegion, RegionFlags
+from pyvfio.vectors import MmapArea, RegionInfo
+
+_WIDTHS = (4, 2, 1)
+
+
+class Regions:
+    """What a client reads and writes.
+
+    :param lock: the function's own; see :class:`~pyvfio.server.function.PCIFunction`.
+    :param config: configuration space.
+    :param msix: table and pending bits, if the model has MSI-X.
+    :param interrupts: evaluated where a write may have made one deliverable.
+    :param reset: resets the function.
+    """
+
+    def __init__(
+        self,
+        model: DeviceModel,
+        *,
+        lock: threading.RLock,
+        config: ModelConfigSpace,
+        msix: MSIXState | None,
+        interrupts: Interrupts,
+        reset: Callable[[DeferredAnswers], None],
+    ) -> None:
+        self._model = model
+        self._lock = lock
+        self._config = config
+        self._msix = msix
+        self._interrupts = interrupts
+        self._reset = reset
+        self._memory = {
+            number: SharedMemory(bar.size, MemoryKind.MEMFD)
+            for number, bar in model.bars.items()
+            if bar.backed
+        }
+
+    def info(self, index: int) -> RegionInfo:
+        """What DEVICE_GET_REGION_INFO says; raises OSError EINVAL where there is no such region."""
+        read_write = RegionFlags.READ | RegionFlags.WRITE
+        if index >= PCI_NUM_REGIONS:
+            raise OSError(errno.EINVAL, f"region {index} of {PCI_NUM_REGIONS}")
+        if index == PCIRegion.CONFIG:
+            return RegionInfo(index, read_write, self._config.size)
+        bar = self._model.bars.get(index)
+        if bar is None:
+            return RegionInfo(index, RegionFlags(0), 0)
+        if not bar.mappable:
+            return RegionInfo(index, read_write, bar.size)
+        return RegionInfo(
+            index,
+            read_write | RegionFlags.MMAP,
+            bar.size,
+            fd=self._memory[index].fd,
+            areas=tuple(MmapArea(*area) for area in bar.mappable),
+        )
+
+    def memory(self, bar: int) -> ByteArray:
+        """The contents of a backed BAR."""
+        return self._memory[bar].array
+
+    def release(self) -> None:
+        """Release the memory of the BARs."""
+        for memory in self._memory.values():
+            memory.release()
+
+    # Access
+
+    def read(self, region: int, offset: int, count: int, deferred: DeferredAnswers) -> Buffer:
+        """``count`` bytes of a region.
+
+        :raises OSError: EINVAL outside of it.
+        :raises Exception: what the model fails with.
+        """
+        bar = self._check_access(region, offset, count)
+        if bar is None:
+            with self._model.lock, self._lock:
+                return self._config.read(offset, count)
+        if self._is_memory(region, bar, offset, count):
+            with self._model.lock:
+                return self._memory[region].array[offset : offset + count].tobytes()
+        data = bytearray()
+        for at, width in _pieces(offset, count):
+            data += self._read_register(region, at, width, deferred)
+        return data
+
+    def write(self, region: int, offset: int, data: Buffer, deferred: DeferredAnswers) -> None:
+        """Write a region; raises as :meth:`read` does."""
+        bar = self._check_access(region, offset, len(data))
+        if bar is None:
+            self._write_config(offset, data, deferred)
+        elif self._is_memory(region, bar, offset, len(data)):
+            self._write_memory(region, offset, data)
+        else:
+            for at, width in _pieces(offset, len(data)):
+                piece = data[at - offset : at - offset + width]
+                self._write_register(region, at, piece, deferred)
+
+    def _check_access(self, region: int, offset: int, count: int) -> ModelBAR | None:
+        """The BAR that is accessed, None for configuration space."""
+        bar = self._model.bars.get(region)
+        if bar is None and region != PCIRegion.CONFIG:
+            raise OSError(errno.EINVAL, f"there is no region {region}")
+        size = self._config.size if bar is None else bar.size
+        if offset + count > size:
+            raise OSError(errno.EINVAL, f"region {region}+{offset:#x}, {count} of {size:#x} bytes")
+        return bar
+
+    def _is_memory(self, number: int, bar: ModelBAR, offset: int, count: int) -> bool:
+        return bar.backed and not self._overlaid(number, offset, count)
+
+    def _overlaid(self, number: int, offset: int, count: int) -> bool:
+        return self._msix is not None and self._msix.overlaps(number, offset, count)
+
+    def _read_register(
+        self, number: int, offset: int, width: int, deferred: DeferredAnswers
+    ) -> Buffer:
+        with self._model.lock:
+            if self._msix is not None and self._msix.overlaps(number, offset, width):
+                with self._lock:
+                    return self._msix.read(number, offset, width)
+            if self._model.bars[number].backed:
+                return self._memory[number].array[offset : offset + width].tobytes()
+            answer = self._model.bar_read(number, offset, width)
+        value = operator.index(deferred.settle(answer))
+        return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+
+    def _write_register(
+        self, number: int, offset: int, data: Buffer, deferred: DeferredAnswers
+    ) -> None:
+        if self._msix is not None and self._msix.overlaps(number, offset, len(data)):
+            with self._model.lock, self._lock:
+                self._msix.write(number, offset, data)
+                self._interrupts.evaluate()
+        elif self._model.bars[number].backed:
+            self._write_memory(number, offset, data)
+        else:
+            value = int.from_bytes(data, "little")
+            with self._model.lock:
+                answer = self._model.bar_write(number, offset, len(data), value)
+            deferred.settle(answer)
+
+    def _write_memory(self, number: int, offset: int, data: Buffer) -> None:
+        with self._model.lock:
+            contents = np.frombuffer(data, np.uint8)
+            self._memory[number].array[offset : offset + len(data)] = contents
+
+    def _write_config(self, offset: int, data: Buffer, deferred: DeferredAnswers) -> None:
+        with self._model.lock, self._lock:
+            self._config.write(offset, data)
+            self._interrupts.evaluate()
+            reset = self._take_function_reset()
+        if reset:
+            self._reset(deferred)
+
+    def _take_function_reset(self) -> bool:
+        at = self._config.offset_of(CapabilityID.EXP)
+        if at is None:
+            return False
+        asked = self._config.get(pci.EXP_DEVICE_CONTROL, at) & pci.EXP_DEVICE_CONTROL_FLR
+        self._config.change(pci.EXP_DEVICE_CONTROL, pci.EXP_DEVICE_CONTROL_FLR, False, at)
+        return bool(asked)
+
+
+def _pieces(offset: int, count: int) -> Iterator[tuple[int, int]]:
+    """(offset, width) of the register accesses that make up a transfer.
+
+    A register's width, aligned, is one access; anything else is cut into the widest aligned ones
+    of at most 4 bytes, as the kernel cuts it (``vfio_pci_core_do_io_rw``).
+    """
+    if count in (1, 2, 4, 8) and offset % count == 0:
+        yield offset, count
+        return
+    end = offset + count
+    while offset < end:
+        width = next(w for w in _WIDTHS if offset % w == 0 and offset + w <= end)
+        yield offset, width
+        offset += width
