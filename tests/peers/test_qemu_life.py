@@ -228,7 +228,7 @@ def test_a_stopped_server_costs_the_device_and_not_the_server(served: Serve, pc:
 
 
 def test_one_that_kills_qemu_leaves_the_server_free(served: Serve, machine: Start) -> None:
-    """With interrupts, maps and a DMA on their way."""
+    """With interrupts, maps and a DMA on their way, of which the model may tell."""
     server = served("edu")
     idle = Held.by(server)
     for _ in range(3):
@@ -241,3 +241,6 @@ def test_one_that_kills_qemu_leaves_the_server_free(served: Serve, machine: Star
         whole.bus.store(BAR + edu.DMA_COMMAND, 8, edu.DMA_RUN | edu.DMA_IRQ)
         whole.process.kill()
         idle.assert_again(server)
+    status, said = server.stop()
+    assert status == 0
+    assert [line for line in said.splitlines() if "there is no client" not in line] == []
