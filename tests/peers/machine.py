@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from pyvfio.closing import Closing
+from tests.guest.runner import ORPHAN_GUARD
 from tests.peers.qemu import command, device_options, memory_options
 from tests.peers.qmp import QMP, Lines, Qtest
 
@@ -36,6 +37,17 @@ def _channel() -> Iterator[_Channel]:
         yield _Channel(lines, theirs)
 
 
+def _command_line(kind: str, qmp: int, qtest: int) -> list[str]:
+    """A machine without devices, controlled by two connected sockets."""
+    return [
+        *(*command(), "-accel", "tcg", "-S", "-M", kind),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp"),
+        *("-chardev", f"socket,id=qtest,fd={qtest}", "-qtest", "chardev:qtest"),
+        *("-qtest-log", "none"),
+    ]
+
+
 class Machine(Closing):
     """QEMU with the given devices, its buses ready when the constructor returns.
 
@@ -51,26 +63,18 @@ class Machine(Closing):
         *,
         kind: str = "q35",
         shared: bool = True,
-        options: Sequence[str] = (),
     ) -> None:
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             ends = [stack.enter_context(_channel()) for _ in range(2)]
+            fds = [end.theirs.fileno() for end in ends]
+            options = [*memory_options(MEMORY_MIB, shared=shared), *device_options(*devices)]
             self.process = subprocess.Popen(
-                [
-                    *command(),
-                    *("-accel", "tcg", "-S", "-M", kind, "-nodefaults", "-no-user-config"),
-                    *("-display", "none", *memory_options(MEMORY_MIB, shared=shared)),
-                    *("-chardev", f"socket,id=qmp,fd={ends[0].theirs.fileno()}"),
-                    *("-qmp", "chardev:qmp"),
-                    *("-chardev", f"socket,id=qtest,fd={ends[1].theirs.fileno()}"),
-                    *("-qtest", "chardev:qtest", "-qtest-log", "none"),
-                    *(*options, *device_options(*devices)),
-                ],
+                [*ORPHAN_GUARD, str(os.getpid()), *_command_line(kind, *fds), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                pass_fds=[end.theirs.fileno() for end in ends],
+                pass_fds=fds,
             )
             stack.callback(self._end)
             for end in ends:

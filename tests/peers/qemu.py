@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 
 COMMAND = "PYVFIO_QEMU"
-"""The command of a QEMU of version 10.1 or newer, such as ``qemu-system-x86_64``; it sees the files
-of this machine at their places."""
+"""The command of a QEMU of version 10.1 or newer, such as ``qemu-system-x86_64``.  It sees this
+machine's files at their places, and its process is QEMU's: a script ends with ``exec``."""
 
 RAM = "ram0"
 """The id of the memory backend."""

@@ -34,6 +34,7 @@ from tests.peers.drive import (
     run_edu_dma,
     run_testdev_dma,
 )
+from tests.peers.faults import SHARED_OR_NOT, SHORT_COUNT
 from tests.peers.function import Function
 from tests.peers.held import memory_of_ram, shared_maps
 from tests.peers.machine import MEMORY_MIB, Machine
@@ -48,7 +49,6 @@ UNMAPPED = 2 << 20
 """An offset in testdev's memory that cannot be mapped."""
 BAR_MEMORY = "pyvfio (deleted)"
 """The name of a BAR's memory in the maps of a process."""
-SHORT_COUNT = "in DMA_READ and DMA_WRITE the count has 4 bytes instead of 8"
 LOW_MEMORY = 0x0800_0000
 """An address for a BAR that edu, with its 28 bits, reaches."""
 
@@ -157,13 +157,8 @@ def test_shared_memory_is_mapped_by_the_server(served: Serve, plugged: Start) ->
     assert memory_of_ram(server)
 
 
-@pytest.mark.parametrize(
-    "shared",
-    [True, pytest.param(False, marks=pytest.mark.qemu(11, SHORT_COUNT))],
-    ids=["mapped", "by messages"],
-)
+@pytest.mark.parametrize("shared", SHARED_OR_NOT)
 def test_edu_copies_memory_there_and_back(served: Serve, plugged: Start, shared: bool) -> None:
-    """Memory that is not shared comes without a descriptor: DMA_READ and DMA_WRITE reach it."""
     server = served("edu")
     machine = plugged(server, shared=shared)
     driven_edu(machine)
@@ -204,7 +199,7 @@ def test_dma_needs_bus_mastering(served: Serve, plugged: Start) -> None:
     assert run_testdev_dma(machine.bus, DATA, 0, 16, testdev.TO_CLIENT) == 0
 
 
-@pytest.mark.qemu(11, SHORT_COUNT)
+@SHORT_COUNT
 def test_a_device_reaches_the_memory_of_another(
     served: Serve, machine: Callable[..., Machine]
 ) -> None:

@@ -19,6 +19,7 @@ import pytest
 from pyvfio.models import edu
 from tests.peers import models
 from tests.peers.drive import BAR, MAILBOX, MESSAGE, SLOT, driven_edu, driven_testdev
+from tests.peers.faults import NO_HANG_UP, NO_UNPLUG, SLOW
 from tests.peers.function import Function
 from tests.peers.held import Held
 from tests.peers.machine import Machine
@@ -34,9 +35,6 @@ SEQUENCE = "tests.peers.models:Sequence"
 MANY = 3000
 """More than the 1024 writes after which QEMU gathers them in REGION_WRITE_MULTI."""
 TIMEOUT_MS = 500
-NO_UNPLUG = "a device with MSI-X never goes when it is unplugged"
-SLOW = "every request to a server that has gone waits for its time-out"
-NO_HANG_UP = "it stays connected when it has lost step"
 
 
 @pytest.fixture
@@ -132,7 +130,7 @@ def test_a_device_is_unplugged_and_plugged_in_again(served: Serve, pc: Start) ->
     assert machine.said() == ""
 
 
-@pytest.mark.qemu(11, NO_UNPLUG)
+@NO_UNPLUG
 def test_the_server_is_free_after_a_device_with_msix_is_unplugged(served: Serve, pc: Start) -> None:
     """QEMU 11.1.3 aborts at this, in ``memory_region_del_subregion``: it takes the region of the
     pending bits apart twice.
@@ -169,7 +167,7 @@ def test_a_second_machine_gives_up_and_the_first_goes_on(served: Serve, plugged:
 # Servers that die or stop
 
 
-@pytest.mark.qemu(11, SLOW)
+@SLOW
 def test_a_machine_outlives_a_server_that_is_killed(served: Serve, pc: Start) -> None:
     """Reads give all ones, a reset goes through, and a new server can be plugged in."""
     server = served("edu")
@@ -189,7 +187,7 @@ def test_a_machine_outlives_a_server_that_is_killed(served: Serve, pc: Start) ->
         assert again.stop() == (0, "")
 
 
-@pytest.mark.qemu(11, SLOW)
+@SLOW
 def test_qemu_does_not_connect_again_by_itself(served: Serve, pc: Start) -> None:
     server = served("edu")
     machine = pc(server)
@@ -208,7 +206,7 @@ def test_a_machine_quits_whose_server_is_stopped(served: Serve, plugged: Start) 
         assert machine.quit() == 0
 
 
-@pytest.mark.qemu(11, NO_HANG_UP)
+@NO_HANG_UP
 def test_a_stopped_server_costs_the_device_and_not_the_server(served: Serve, pc: Start) -> None:
     """The access gives all ones after QEMU's time-out. The late answer puts QEMU out of step: at
     the next access it hangs up. The server is there for the device to be plugged in again.
@@ -230,7 +228,7 @@ def test_a_stopped_server_costs_the_device_and_not_the_server(served: Serve, pc:
 
 
 def test_one_that_kills_qemu_leaves_the_server_free(served: Serve, machine: Start) -> None:
-    """With interrupts, maps and a DMA on their way."""
+    """With interrupts, maps and a DMA on their way, of which the model may tell."""
     server = served("edu")
     idle = Held.by(server)
     for _ in range(3):
@@ -243,3 +241,6 @@ def test_one_that_kills_qemu_leaves_the_server_free(served: Serve, machine: Star
         whole.bus.store(BAR + edu.DMA_COMMAND, 8, edu.DMA_RUN | edu.DMA_IRQ)
         whole.process.kill()
         idle.assert_again(server)
+    status, said = server.stop()
+    assert status == 0
+    assert [line for line in said.splitlines() if "there is no client" not in line] == []

@@ -12,7 +12,7 @@ from pathlib import Path
 from pyvfio.models import edu, testdev
 from pyvfio.uapi import pci
 from tests.peers.guest import EDU, TESTDEV
-from tests.peers.guest.registers import enabled, registers
+from tests.peers.guest.registers import enable, folder, registers
 
 WORD = 0x12345678
 PORT = 8
@@ -63,7 +63,9 @@ def testdev_registers(device: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    devices = {EDU: edu_registers, TESTDEV: testdev_registers}
-    folders = {ids: enabled(ids) for ids in devices}
-    found = {ids: {**seen(folders[ids]), **ask(folders[ids])} for ids, ask in devices.items()}
+    found = {}
+    for ids, ask in ((EDU, edu_registers), (TESTDEV, testdev_registers)):
+        device = folder(ids)
+        enable(device)
+        found[ids] = {**seen(device), **ask(device)}
     sys.stdout.write(json.dumps(found))

@@ -6,14 +6,12 @@ Guest and host tell each other by files in the guest's output folder.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pyvfio.models import edu
-from tests.guest import inside
 from tests.guest.runner import OUTPUT
 from tests.peers.guest import EDU
-from tests.peers.guest.registers import enabled, registers
+from tests.peers.guest.registers import enable, folder, registers
 from tests.support import eventually
 
 USED, KILLED, LOST, UNPLUGGED = "used", "killed", "lost", "unplugged"
@@ -22,29 +20,31 @@ STEP_SECONDS = 60.0
 """How long the other side may take; Linux waits for 5 s before it lets a device go."""
 
 
-def tell(folder: Path, step: str) -> None:
+def tell(steps: Path, step: str) -> None:
     """Let the other side know of a step."""
-    (folder / step).touch()
+    (steps / step).touch()
 
 
-def wait_for(folder: Path, step: str) -> None:
+def wait_for(steps: Path, step: str) -> None:
     """Wait until the other side has done a step."""
-    assert eventually((folder / step).exists, STEP_SECONDS), step
+    assert eventually((steps / step).exists, STEP_SECONDS), step
 
 
-def main(folder: Path) -> None:
+def main(steps: Path) -> None:
     """The guest's part."""
-    with registers(enabled(EDU), 0) as words:
+    device = folder(EDU)
+    enable(device)
+    with registers(device, 0) as words:
         assert words[edu.ID // 4] == edu.IDENTIFICATION
-        tell(folder, USED)
-        wait_for(folder, KILLED)
+        tell(steps, USED)
+        wait_for(steps, KILLED)
         assert words[edu.ID // 4] == 0xFFFF_FFFF
-    tell(folder, LOST)
-    assert eventually(lambda: not inside.find(EDU), STEP_SECONDS)
-    tell(folder, UNPLUGGED)
-    assert eventually(lambda: bool(inside.find(EDU)), STEP_SECONDS)
-    assert eventually(lambda: os.access(inside.PCI / "devices" / inside.find(EDU)[0] / "enable", 0))
-    with registers(enabled(EDU), 0) as words:
+    tell(steps, LOST)
+    assert eventually(lambda: not device.exists(), STEP_SECONDS)
+    tell(steps, UNPLUGGED)
+    assert eventually((device / "resource0").exists, STEP_SECONDS)
+    enable(device)
+    with registers(device, 0) as words:
         assert words[edu.ID // 4] == edu.IDENTIFICATION
 
 

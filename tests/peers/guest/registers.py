@@ -13,12 +13,15 @@ from tests.guest import inside
 PAGE = 4096
 
 
-def enabled(ids: str) -> Path:
-    """The folder of the device with these ids, which answers on the bus from now on."""
+def folder(ids: str) -> Path:
+    """The folder of the device with these ids."""
     (address,) = inside.find(ids)
-    folder = inside.PCI / "devices" / address
-    (folder / "enable").write_text("1")
-    return folder
+    return inside.PCI / "devices" / address
+
+
+def enable(device: Path) -> None:
+    """Have a device answer on the bus."""
+    (device / "enable").write_text("1")
 
 
 @contextmanager
