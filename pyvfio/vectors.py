@@ -33,6 +33,9 @@ MAX_IRQS = 50
 """Interrupt indexes that a device may announce; the same bound as QEMU's."""
 MAX_REGION_INFO = 64 * 1024
 """Bytes of region info with capabilities that a kernel or server may ask us to take."""
+MAX_AREAS = 256
+"""Areas of one region that may be mapped: a process has 65,530 maps (``vm.max_map_count``), which
+no device may use up."""
 MAX_VECTORS = 2048
 """Vectors that an interrupt index may announce: the most that MSI-X has."""
 
@@ -93,16 +96,12 @@ class RegionInfo:
         first = info.cap_offset if flags & RegionFlags.CAPS else 0
         for capability in chain.walk(data, vfio.REGION_INFO.size, first):
             if capability.id == RegionCapability.SPARSE_MMAP:
-                found = chain.sparse_areas(capability)
-                areas = tuple(MmapArea(area.offset, area.size) for area in found)
+                areas = _areas(chain.sparse_areas(capability), info.size)
             elif capability.id == RegionCapability.TYPE:
                 kind = chain.region_type(capability)
                 region_type = (kind.type, kind.subtype)
             elif capability.id == RegionCapability.MSIX_MAPPABLE:
                 msix_mappable = True
-        for area in areas:
-            if area.offset + area.size > info.size:
-                raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} of {info.size:#x}")
         mappable = bool(flags & RegionFlags.MMAP) and fd is not None and info.size > 0
         return cls(
             index=info.index,
@@ -114,6 +113,25 @@ class RegionInfo:
             type=region_type,
             msix_mappable=msix_mappable,
         )
+
+
+def _areas(listed: Sequence[vfio.SparseMmapArea], size: int) -> tuple[MmapArea, ...]:
+    """The areas of a region of ``size`` bytes in order; raises :class:`ValueError`."""
+    if len(listed) > MAX_AREAS:
+        raise ValueError(f"{len(listed)} mmap areas")
+    areas = sorted((MmapArea(area.offset, area.size) for area in listed), key=_offset)
+    end = 0
+    for area in areas:
+        if area.offset < end:
+            raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} overlaps another")
+        end = area.offset + area.size
+        if end > size:
+            raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} of {size:#x}")
+    return tuple(areas)
+
+
+def _offset(area: MmapArea) -> int:
+    return area.offset
 
 
 @dataclass(frozen=True, slots=True)
