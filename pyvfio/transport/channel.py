@@ -270,7 +270,8 @@ class Channel:
         if self._reader != threading.get_ident():
             self._transmit(command, encode, fds, room=math.inf)
         elif not self._over():
-            self._transmit(command, encode, fds)
+            with contextlib.suppress(DeviceClosed):  # another thread closes it just now
+                self._transmit(command, encode, fds)
 
     # Life
 
