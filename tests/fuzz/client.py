@@ -15,8 +15,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,7 @@ from tests.fuzz.messages import (
     request,
 )
 from tests.fuzz.stream import Received, Stream, pump
-from tests.fuzz.subject import MARK
+from tests.fuzz.subject import MARK, MEMORY_SIZE
 from tests.fuzz.watch import PATIENCE, Finding, Patient, Tally, Vitals
 from tests.support import ROOT
 
@@ -78,9 +81,17 @@ class RandomServer:
         """The sockets of this connection."""
         return [self._main] if self._twin is None else [self._main, self._twin]
 
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing more is read of the client."""
+        return self._main.deaf
+
     def take(self, stream: Stream, got: Received) -> None:
         """Do something about a message of the client."""
         for fd in got.fds:
+            if os.fstat(fd).st_size != MEMORY_SIZE and self.rng.random() < self._wildness / 4:
+                with suppress(OSError):  # a memfd of the client's may be sealed
+                    os.ftruncate(fd, 0)
             os.close(fd)
         if not self.in_step:
             self._main.close()  # the client may wait for bytes that will never come
@@ -155,8 +166,10 @@ class RandomServer:
             self._send(frame(got.number, got.command, behind, ERROR_REPLY, error))
         elif kind < 0.8:
             self._send(right, self._stock.any(rng))
-        elif kind < 0.84:
+        elif kind < 0.83:
             pass  # no answer
+        elif kind < 0.84:
+            self._main.deaf, self.in_step = True, False
         elif kind < 0.88:
             self._send(right, fds)
             self._send(right)
@@ -252,9 +265,11 @@ class LiveClient:
     """A client under test, which is started anew after a finding.
 
     :param folder: where the socket is put that it connects to.
+    :param subject: the module that is the client.
     """
 
-    def __init__(self, folder: Path, tally: Tally) -> None:
+    def __init__(self, folder: Path, tally: Tally, subject: str = "tests.fuzz.subject") -> None:
+        self._subject = subject
         self._tally = tally
         self._path = folder / "client.sock"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -262,28 +277,32 @@ class LiveClient:
         self._listener.listen(1)
         self._listener.settimeout(PATIENCE)
         self._stock = Descriptors()
-        self._start()
+        self._child: subprocess.Popen[bytes] | None = None
 
-    def _start(self) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _stop()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.subject", str(self._path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            cwd=ROOT,
-        )
-        assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
-        self._report = b""
-        self._connect(0, calm=True)
-        pid = self._process.pid
-        self._patient = Patient(pid, Path(f"/proc/{pid}/fd/2"))
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _stop()
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", self._subject, str(self._path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                cwd=ROOT,
+            )
+            assert self._child.stdout is not None
+            os.set_blocking(self._child.stdout.fileno(), False)
+            self._report = b""
+            self._connect(self._child, 0, calm=True)
+            self._patient = Patient(self._child.pid, Path(f"/proc/{self._child.pid}/fd/2"))
+        return self._child
 
     def _stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
             assert pipe is not None
             pipe.close()
         self._errors.close()
@@ -291,67 +310,70 @@ class LiveClient:
     def once(self, seed: int) -> None:
         """One connection; raises :class:`Finding`."""
         try:
-            self._connect(seed)
-            self._patient.look(lambda: self._process.poll() is None)
+            child = self._started()
+            self._connect(child, seed)
+            self._patient.look(lambda: child.poll() is None)
         except Finding:
             self._stop()
-            self._start()
             raise
 
-    def _connect(self, seed: int, *, calm: bool = False) -> None:
+    def _connect(self, child: subprocess.Popen[bytes], seed: int, *, calm: bool = False) -> None:
         rng = random.Random(seed)
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seed}\n".encode())
-        self._process.stdin.flush()
+        assert child.stdin is not None
+        child.stdin.write(f"{seed}\n".encode())
+        child.stdin.flush()
         try:
             sock, _ = self._listener.accept()
         except TimeoutError:
-            raise Finding("hang", f"it does not connect; it says {self._said()}") from None
+            raise Finding("hang", f"it does not connect; it says {self._said(child)}") from None
         self._tally.connections += 1
         server = RandomServer(sock, self._stock, rng, self._tally)
         server.honest = calm
         if rng.random() < 0.02:
             self._stock.truncate(rng)
         try:
-            self._serve(server)
+            self._serve(child, server)
         finally:
             server.close()
 
-    def _serve(self, server: RandomServer) -> None:
-        assert self._process.stdout is not None
-        wake = self._process.stdout.fileno()
-        if not pump(server.streams, server.take, self._reported, EPISODE, wake=wake):
-            raise Finding("hang", f"a connection takes {EPISODE} s; {self._said()}")
+    def _serve(self, child: subprocess.Popen[bytes], server: RandomServer) -> None:
+        assert child.stdout is not None
+        wake = child.stdout.fileno()
+        ended = partial(self._reported, child)
+        if not pump(server.streams, server.take, ended, EPISODE, wake=wake):
+            raise Finding("hang", f"a connection takes {EPISODE} s; {self._said(child)}")
         report = json.loads(self._report)
         self._report = b""
         self._tally.errors.update(report["errors"])
         self._tally.errors[report["state"]] += 1
         if report["failure"]:
             raise Finding("exception", report["failure"])
-        if report["state"] not in ("in step", "lost", "not opened"):
+        right = ("in step", "lost", "not opened", *(["no answer"] if server.deaf else []))
+        if report["state"] not in right:
             raise Finding("out of step", report["state"])
         if report["state"] == "in step" and server.unanswered():
             raise Finding("hang", f"requests of the server unanswered: {server.unanswered()}")
 
-    def _reported(self) -> bool:
+    def _reported(self, child: subprocess.Popen[bytes]) -> bool:
         """Whether the client is through; takes what it has said of it so far."""
-        assert self._process.stdout is not None
-        self._report += self._process.stdout.read() or b""
-        if self._process.poll() is not None:
-            raise Finding("crash", f"status {self._process.returncode}; it said {self._said()}")
+        assert child.stdout is not None
+        self._report += child.stdout.read() or b""
+        if child.poll() is not None:
+            raise Finding("crash", f"status {child.returncode}; it said {self._said(child)}")
         return self._report.endswith(b"\n")
 
-    def _said(self) -> str:
+    def _said(self, child: subprocess.Popen[bytes]) -> str:
         """What is in the client's stderr, with where each of its threads is."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGUSR1)
-            pump(list, lambda *_: None, lambda: False, 0.5, wake=self._errors.fileno())
+        if child.poll() is None:
+            child.send_signal(signal.SIGUSR1)
+            time.sleep(0.5)
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")[-4000:]
 
     def vitals(self) -> tuple[Vitals, Vitals, Vitals]:
         """Of the client: at the start, once it had settled, and now."""
-        return self._patient.before, self._patient.settled, Vitals.of(self._process.pid)
+        pid = self._started().pid
+        return self._patient.before, self._patient.settled, Vitals.of(pid)
 
     def close(self) -> None:
         """Stop the client."""

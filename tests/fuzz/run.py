@@ -124,7 +124,8 @@ def _run_blind(name: str, budget: Budget, seed: int, found: Path) -> bool:
 # The live targets
 
 
-def _live(name: str, folder: Path, tally: Tally) -> LiveServer | LiveClient:
+def live_end(name: str, folder: Path, tally: Tally) -> LiveServer | LiveClient:
+    """A live target, ready for its first connection; its socket is put into ``folder``."""
     role, _, model = name.partition("-")
     return LiveServer(model, folder, tally) if role == "server" else LiveClient(folder, tally)
 
@@ -134,19 +135,19 @@ def run_live(name: str, budget: Budget, seed: int, found: Path) -> bool:
     tally = Tally()
     with (
         tempfile.TemporaryDirectory(prefix="pyvfio-fuzz-") as folder,
-        closing(_live(name, Path(folder), tally)) as live,
+        closing(live_end(name, Path(folder), tally)) as end,
     ):
         started = time.monotonic()
         while budget.left(started, tally.sent):
             try:
-                live.once(seed)
+                end.once(seed)
             except Finding as finding:
                 tally.findings[finding.kind] += 1
                 corpus.add(corpus.file_of(name, found), [(str(seed), str(finding))])
                 say(f"{name}, seed {seed}: {finding}")
             seed += 1
         _say_figures(name, tally, time.monotonic() - started)
-        before, settled, after = live.vitals()
+        before, settled, after = end.vitals()
     say(f"  at first: {before}; after some connections: {settled}; at last: {after}")
     return not tally.findings
 
@@ -178,10 +179,10 @@ def replay(name: str, line: str) -> str | None:
         return None
     with (
         tempfile.TemporaryDirectory(prefix="pyvfio-fuzz-") as folder,
-        closing(_live(name, Path(folder), Tally())) as live,
+        closing(live_end(name, Path(folder), Tally())) as end,
     ):
         try:
-            live.once(int(line))
+            end.once(int(line))
         except Finding as finding:
             return str(finding)
     return None

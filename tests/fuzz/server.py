@@ -24,7 +24,7 @@ from tests.fuzz.descriptors import Descriptors
 from tests.fuzz.messages import REPLY, Wire, damaged, encoded, frame, lying, pieces, request
 from tests.fuzz.stream import Received, Stream, pump
 from tests.fuzz.watch import PATIENCE, Finding, Patient, Tally, Vitals
-from tests.support import ServerProcess
+from tests.support import ServerProcess, eventually
 
 EVENTFD = 4
 """Bit of SET_IRQS that says that descriptors come along."""
@@ -165,7 +165,9 @@ class RandomClient:
         self._main.send(pieces(self.rng, wire.data), fds or ())
 
     def _push(self) -> None:
-        pump(self._streams, self._take, lambda: not self._main.queued, 0.05, reading=False)
+        self._main.deaf = True
+        pump(self._streams, self._take, lambda: not self._main.queued, 0.05)
+        self._main.deaf = False
 
     def _settle(self) -> None:
         """Wait for what must come: every answer, as long as the server is in step."""
@@ -198,12 +200,14 @@ class RandomClient:
             self._serve(stream, got)
 
     def _take_answer(self, stream: Stream, got: Received) -> None:
+        if not self.in_step or stream is not self._main:
+            _close(got.fds)
+            return
         wires = self._unanswered[got.number, got.command]
         try:
-            if self.in_step and (not wires or stream is not self._main):
+            if not wires:
                 raise Finding("wrong answer", f"to what was not asked: {got}")
-            if self.in_step:
-                _check(wires.popleft(), got, self._tally)
+            _check(wires.popleft(), got, self._tally)
             self.agreed = self.agreed or (got.command, got.error) == (Command.VERSION, 0)
         except Finding:
             _close(got.fds)
@@ -246,7 +250,7 @@ class RandomClient:
 
     def _leave(self) -> None:
         """Go in one of the ways in which clients go."""
-        kind = self.rng.randrange(5)
+        kind = self.rng.randrange(6)
         if kind == 0 or self._main.over:
             return
         if kind == 1:
@@ -256,6 +260,10 @@ class RandomClient:
         elif kind == 3:
             wire = request(self.rng, Role.CLIENT, self._next(), wildness=0.0)
             self._main.send([wire.data[: self.rng.randrange(len(wire.data))]], self._fds(wire))
+            self._push()
+        elif kind == 4:
+            for _ in range(self.rng.randrange(500)):  # and it has no room for the answers
+                self._send(request(self.rng, Role.CLIENT, self._next(), wildness=0.0))
             self._push()
         elif self.in_step and not self._withheld:
             # In step to the last: one more question is answered rightly.
@@ -305,35 +313,48 @@ class LiveServer:
 
     def __init__(self, model: str, folder: Path, tally: Tally) -> None:
         self.model = model
-        self._path = folder / f"{model}.sock"
+        self._path = folder / "server.sock"
         self._tally = tally
         self._stock = Descriptors()
-        self._start()
+        self._server: ServerProcess | None = None
 
-    def _start(self) -> None:
-        self._server = ServerProcess(self.model, self._path)
-        probe(self._path)  # what the process keeps from its first client is there from now on
-        self._patient = Patient(self._server.pid, Path(f"/proc/{self._server.pid}/fd/2"))
+    def _started(self) -> ServerProcess:
+        if self._server is None:
+            self._server = ServerProcess(self.model, self._path)
+            probe(self._path)  # what the process keeps from its first client is there from now on
+            self._patient = Patient(self._server.pid, Path(f"/proc/{self._server.pid}/fd/2"))
+        return self._server
 
     def once(self, seed: int) -> None:
         """One connection; raises :class:`Finding`."""
+        rng = random.Random(seed)
         try:
-            RandomClient(
-                self._path, self.model, self._stock, random.Random(seed), self._tally
-            ).run()
+            server = self._started()
+            RandomClient(self._path, self.model, self._stock, rng, self._tally).run()
             probe(self._path)
-            self._patient.look(lambda: self._server.process.poll() is None)
-        except Finding:
-            self._server.kill()
-            self._server.stop()
-            self._start()
-            raise
+            self._patient.look(lambda: server.process.poll() is None)
+        except Finding as finding:
+            raise self._ended(finding) from finding
+
+    def _ended(self, finding: Finding) -> Finding:
+        """What was found, once it is known whether the process lives; it does not any more then."""
+        server, self._server = self._server, None
+        assert server is not None
+        crashed = eventually(lambda: server.process.poll() is not None, 0.5)
+        if not crashed:
+            server.kill()
+        status, said = server.stop()
+        if crashed and finding.kind != "crash":
+            return Finding("crash", f"status {status}: {finding}; it said: {said[-2000:]}")
+        return finding
 
     def vitals(self) -> tuple[Vitals, Vitals, Vitals]:
         """Of the server: at the start, once it had settled, and now."""
-        return self._patient.before, self._patient.settled, Vitals.of(self._server.pid)
+        pid = self._started().pid
+        return self._patient.before, self._patient.settled, Vitals.of(pid)
 
     def close(self) -> None:
         """Stop the server."""
-        self._server.stop()
+        if self._server is not None:
+            self._server.stop()
         self._stock.close()

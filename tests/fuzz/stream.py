@@ -34,12 +34,16 @@ class Received(NamedTuple):
 
 
 class Stream:
-    """A connected socket; :meth:`close` ends it however it stands."""
+    """A connected socket; :meth:`close` ends it however it stands.
+
+    :ivar deaf: nothing is read any more.
+    """
 
     def __init__(self, sock: socket.socket, tally: Tally) -> None:
         self.sock = sock
         self.sock.setblocking(False)
         self.over = False
+        self.deaf = False
         self._tally = tally
         self._out: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._in = bytearray()
@@ -60,7 +64,7 @@ class Stream:
 
     def interest(self) -> int:
         """What to poll for."""
-        return select.POLLIN | (select.POLLOUT if self._out else 0)
+        return (0 if self.deaf else select.POLLIN) | (select.POLLOUT if self._out else 0)
 
     def flush(self) -> None:
         """Send what the socket takes."""
@@ -124,14 +128,12 @@ def pump(
     until: Callable[[], bool],
     seconds: float,
     *,
-    reading: bool = True,
     wake: int = -1,
 ) -> bool:
     """Send and receive until a condition holds; returns whether it came to hold in time.
 
     :param streams: those that take part, asked again each time.
     :param take: called with each message.
-    :param reading: take what comes as well.
     :param wake: a descriptor after whose news the condition is looked at again.
     """
     deadline = time.monotonic() + seconds
@@ -144,13 +146,15 @@ def pump(
         if wake >= 0:
             poller.register(wake, select.POLLIN)
         for fd, stream in live.items():
-            poller.register(fd, stream.interest() if reading else select.POLLOUT)
+            poller.register(fd, stream.interest())
         for fd, events in poller.poll(max(1, min(50, int(1000 * left)))):
             if fd == wake:
                 continue
             if events & select.POLLOUT:
                 live[fd].flush()
-            if reading and events & ~select.POLLOUT:
+            if live[fd].deaf:
+                live[fd].over = live[fd].over or bool(events & select.POLLHUP)
+            elif events & ~select.POLLOUT:
                 for message in live[fd].receive():
                     take(live[fd], message)
     return True

@@ -37,7 +37,10 @@ PATTERN = bytes(range(1, 9))
 
 PATTERN_OFFSET = 0x4000
 
-_TRIES = 60
+MEMORY_SIZE = 8 * PAGE
+"""Bytes of the memory that all connections map; no other of the client's files has that size."""
+
+_TRIES = 40
 
 
 class _Troubles(logging.Handler):
@@ -98,7 +101,7 @@ def main(path: str) -> None:
     troubles = _Troubles()
     logging.getLogger().addHandler(troubles)
     threading.excepthook = sys.unraisablehook = troubles.note
-    with pyvfio.SharedMemory(8 * PAGE) as memory:
+    with pyvfio.SharedMemory(MEMORY_SIZE) as memory:
         for line in sys.stdin:
             state, errors, failure = "failed", Counter[str](), ""
             try:
