@@ -31,11 +31,6 @@ def inputs(target: str) -> list[bytes]:
     return [bytes.fromhex(line) for line in lines(file_of(target))]
 
 
-def seeds(target: str) -> list[int]:
-    """What there is for a live target."""
-    return [int(line) for line in lines(file_of(target))]
-
-
 def add(path: Path, found: Iterable[tuple[str, str]]) -> None:
     """Append inputs, each with what it is about."""
     path.parent.mkdir(parents=True, exist_ok=True)
