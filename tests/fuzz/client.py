@@ -19,7 +19,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from tests.fuzz.messages import (
 )
 from tests.fuzz.stream import Received, Stream, pump
 from tests.fuzz.subject import MARK, MEMORY_SIZE
-from tests.fuzz.watch import PATIENCE, Finding, Patient, Tally, Vitals
+from tests.fuzz.watch import Finding, Patient, Tally, Vitals
 from tests.support import ROOT
 
 OPENING = 16
@@ -61,14 +60,19 @@ class RandomServer:
     """
 
     def __init__(
-        self, sock: socket.socket, stock: Descriptors, rng: random.Random, tally: Tally
+        self,
+        sock: socket.socket,
+        device: Device,
+        stock: Descriptors,
+        rng: random.Random,
+        tally: Tally,
     ) -> None:
         self.rng = rng
         self.in_step = True
         self.honest = False
         self._stock = stock
         self._tally = tally
-        self._device = Device(rng, stock)
+        self._device = device
         self._main = Stream(sock, tally)
         self._twin: Stream | None = None
         self._asked: defaultdict[tuple[int, int], deque[Wire]] = defaultdict(deque)
@@ -76,6 +80,7 @@ class RandomServer:
         self._wildness = rng.choice((0.0, 0.02, 0.1, 0.4))
         self._patience = rng.choice((0, OPENING, OPENING, OPENING))
         self._mapped: list[m.DMAMap] = []
+        self._sent_away: list[socket.socket] = []
 
     def streams(self) -> list[Stream]:
         """The sockets of this connection."""
@@ -108,8 +113,8 @@ class RandomServer:
         """Let go of the sockets."""
         for stream in self.streams():
             stream.close()
-        if self._twin is None and self._device.twin is not None:
-            self._device.twin.close()
+        for end in self._sent_away:
+            end.close()
 
     # Answers
 
@@ -141,6 +146,7 @@ class RandomServer:
         fds = [client_end.fileno()] if client_end else []
         if self._device.twin is not None and self._twin is None:
             self._twin = Stream(self._device.twin, self._tally)
+            self._device.twin = None
         if self.rng.random() >= wild:
             self._send(frame(got.number, got.command, encoded(answer), REPLY), fds)
         elif self.rng.random() < 0.5:
@@ -148,8 +154,7 @@ class RandomServer:
         else:
             self._answer_wildly(got, answer, fds)
         if client_end is not None:
-            self._main.flush()  # the descriptor is sent, or never will be
-            client_end.close()
+            self._sent_away.append(client_end)
 
     def _answer_wildly(self, got: Received, answer: m.Message, fds: Sequence[int]) -> None:
         rng, kind = self.rng, self.rng.random()
@@ -261,6 +266,60 @@ def _decoded(got: Received) -> Any:
         raise Finding("malformed", f"{error}: {got}") from error
 
 
+class _Episode:
+    """One device for one client, which may lose it and reach it again.
+
+    :ivar server: who serves the latest connection, once there is one.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        stock: Descriptors,
+        rng: random.Random,
+        tally: Tally,
+        calm: bool,
+    ) -> None:
+        self.server: RandomServer | None = None
+        self._listener = listener
+        self._device = Device(rng, stock)
+        self._stock = stock
+        self._rng = rng
+        self._tally = tally
+        self._calm = calm
+
+    def accept(self) -> None:
+        """Take a client that waits; the one before has been left."""
+        with suppress(BlockingIOError):
+            sock, _ = self._listener.accept()
+            self._leave()
+            self._tally.connections += 1
+            self.server = RandomServer(sock, self._device, self._stock, self._rng, self._tally)
+            self.server.honest = self._calm
+
+    def streams(self) -> list[Stream]:
+        """The sockets of the latest connection."""
+        return self.server.streams() if self.server else []
+
+    def take(self, stream: Stream, got: Received) -> None:
+        """A message of the client."""
+        assert self.server is not None
+        self.server.take(stream, got)
+
+    def _leave(self) -> None:
+        if self.server is not None:
+            self.server.close()
+
+    def close(self) -> None:
+        """Hang up, also on who was not served."""
+        self._leave()
+        if self._device.twin is not None:
+            self._device.twin.close()
+        with suppress(BlockingIOError):
+            while True:
+                self._listener.accept()[0].close()
+
+
 class LiveClient:
     """A client under test, which is started anew after a finding.
 
@@ -275,7 +334,7 @@ class LiveClient:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self._path))
         self._listener.listen(1)
-        self._listener.settimeout(PATIENCE)
+        self._listener.setblocking(False)
         self._stock = Descriptors()
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -322,36 +381,40 @@ class LiveClient:
         assert child.stdin is not None
         child.stdin.write(f"{seed}\n".encode())
         child.stdin.flush()
-        try:
-            sock, _ = self._listener.accept()
-        except TimeoutError:
-            raise Finding("hang", f"it does not connect; it says {self._said(child)}") from None
-        self._tally.connections += 1
-        server = RandomServer(sock, self._stock, rng, self._tally)
-        server.honest = calm
         if rng.random() < 0.02:
             self._stock.truncate(rng)
+        episode = _Episode(self._listener, self._stock, rng, self._tally, calm)
         try:
-            self._serve(child, server)
+            self._serve(child, episode)
         finally:
-            server.close()
+            episode.close()
 
-    def _serve(self, child: subprocess.Popen[bytes], server: RandomServer) -> None:
+    def _serve(self, child: subprocess.Popen[bytes], episode: _Episode) -> None:
         assert child.stdout is not None
-        wake = child.stdout.fileno()
-        ended = partial(self._reported, child)
-        if not pump(server.streams, server.take, ended, EPISODE, wake=wake):
+
+        def ended() -> bool:
+            episode.accept()
+            return self._reported(child)
+
+        wake = (child.stdout.fileno(), self._listener.fileno())
+        if not pump(episode.streams, episode.take, ended, EPISODE, wake=wake):
             raise Finding("hang", f"a connection takes {EPISODE} s; {self._said(child)}")
+        server = episode.server
         report = json.loads(self._report)
         self._report = b""
         self._tally.errors.update(report["errors"])
         self._tally.errors[report["state"]] += 1
         if report["failure"]:
             raise Finding("exception", report["failure"])
-        right = ("in step", "lost", "not opened", *(["no answer"] if server.deaf else []))
+        right = (
+            "in step",
+            "lost",
+            "not opened",
+            *(["no answer"] if server and server.deaf else []),
+        )
         if report["state"] not in right:
             raise Finding("out of step", report["state"])
-        if report["state"] == "in step" and server.unanswered():
+        if report["state"] == "in step" and server and server.unanswered():
             raise Finding("hang", f"requests of the server unanswered: {server.unanswered()}")
 
     def _reported(self, child: subprocess.Popen[bytes]) -> bool:

@@ -52,7 +52,7 @@ class Device:
     """Answers every command of the table.
 
     :param stock: descriptors that regions are backed with.
-    :ivar twin: our end of the twin socket, once there is one.
+    :ivar twin: our end of the twin socket, until somebody takes it.
     """
 
     def __init__(self, rng: random.Random, stock: Descriptors) -> None:
@@ -106,6 +106,8 @@ class Device:
         theirs = offered.capabilities or Capabilities()
         if not theirs.twin_socket or not self._twin:
             return m.Version(0, 1, dataclasses.replace(ours, twin_socket=None)), None
+        if self.twin is not None:
+            self.twin.close()  # that of an earlier connection, which nobody took
         self.twin, client_end = socket.socketpair()
         agreed = dataclasses.replace(ours, twin_socket=True, twin_fd_index=0)
         return m.Version(0, 1, agreed), client_end

@@ -167,8 +167,35 @@ def _unmap_all(user: User) -> None:
     user.dev.dma.unmap_all()
 
 
+def _batch(user: User) -> None:
+    """Maps and unmaps together; now and then what stands between them raises."""
+    with user.dev.dma.batch():
+        for _ in range(user.rng.randrange(12)):
+            user.rng.choice((_alloc, _free, _map, _map, _unmap))(user)
+
+
 def _reset(user: User) -> None:
     user.dev.reset()
+
+
+def _flush(user: User) -> None:
+    user.dev.flush()
+
+
+def _kick(user: User) -> None:
+    for register in user.region().io_eventfds:
+        register.kick()
+
+
+def _read_into(user: User) -> None:
+    region = user.region()
+    region.read_into(user.offset(region), bytearray(user.rng.choice((0, 1, 64, 5000, 100_000))))
+
+
+def _reconnect(user: User) -> None:
+    if user.dev.lost or user.rng.random() < 0.2:
+        user.dev.reconnect()
+        user.irqs = [irqs for irqs in user.irqs if not irqs.closed]
 
 
 def _any_command(user: User) -> None:
@@ -193,10 +220,10 @@ def _any_command(user: User) -> None:
 
 
 OPERATIONS: tuple[Callable[[User], None], ...] = (
-    *(_read, _read, _read, _write, _write, _read_bulk, _write_bulk),
+    *(_read, _read, _read, _write, _write, _read_bulk, _write_bulk, _read_into, _kick, _flush),
     *(_describe, _decode, _capabilities, _info),
     *(_enable, _enable, _watch, _interrupt, _interrupt, _disable, _set_irqs),
-    *(_alloc, _alloc, _free, _map, _map, _unmap, _unmap_all),
-    *(_reset, _any_command, _any_command, _any_command),
+    *(_alloc, _alloc, _free, _map, _map, _unmap, _unmap_all, _batch, _batch),
+    *(_reset, _reconnect, _any_command, _any_command, _any_command),
 )
 """What may be done next, the usual more often."""

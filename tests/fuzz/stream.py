@@ -128,27 +128,27 @@ def pump(
     until: Callable[[], bool],
     seconds: float,
     *,
-    wake: int = -1,
+    wake: Sequence[int] = (),
 ) -> bool:
     """Send and receive until a condition holds; returns whether it came to hold in time.
 
     :param streams: those that take part, asked again each time.
     :param take: called with each message.
-    :param wake: a descriptor after whose news the condition is looked at again.
+    :param wake: descriptors after whose news the condition is looked at again.
     """
     deadline = time.monotonic() + seconds
     while not until():
         left = deadline - time.monotonic()
         live = {stream.sock.fileno(): stream for stream in streams() if not stream.over}
-        if left <= 0 or not (live or wake >= 0):
+        if left <= 0 or not (live or wake):
             return until()
         poller = select.poll()
-        if wake >= 0:
-            poller.register(wake, select.POLLIN)
+        for fd in wake:
+            poller.register(fd, select.POLLIN)
         for fd, stream in live.items():
             poller.register(fd, stream.interest())
         for fd, events in poller.poll(max(1, min(50, int(1000 * left)))):
-            if fd == wake:
+            if fd in wake:
                 continue
             if events & select.POLLOUT:
                 live[fd].flush()

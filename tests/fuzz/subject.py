@@ -77,7 +77,8 @@ def _connection(path: str, seed: int, memory: pyvfio.SharedMemory) -> tuple[str,
     rng = random.Random(seed)
     errors: Counter[str] = Counter()
     try:
-        dev = pyvfio.open(f"vfio-user:{path}", timeout=TIMEOUT, twin_socket=rng.random() < 0.7)
+        options = {"twin_socket": rng.random() < 0.7, "secure_dma": rng.random() < 0.2}
+        dev = pyvfio.open(f"vfio-user:{path}", timeout=TIMEOUT, **options)
     except VFIOError as error:
         return "not opened", Counter([f"open: {type(error).__name__}"])
     with dev:
@@ -87,7 +88,7 @@ def _connection(path: str, seed: int, memory: pyvfio.SharedMemory) -> tuple[str,
                 user.act()
             except VFIOError as error:
                 errors[type(error).__name__] += 1
-            if dev.lost and rng.random() < 0.5:
+            if dev.lost and rng.random() < 0.2:
                 break
         state = _in_step(dev)
         user.leave()
