@@ -10,10 +10,12 @@ vector").
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from enum import IntFlag
+from typing import NamedTuple, Protocol, TypeVar
 
 from pyvfio.errors import UnsupportedError
 from pyvfio.uapi import chain, vfio
@@ -38,6 +40,23 @@ MAX_AREAS = 256
 no device may use up."""
 MAX_VECTORS = 2048
 """Vectors that an interrupt index may announce: the most that MSI-X has."""
+
+
+_Flags = TypeVar("_Flags", bound=IntFlag)
+
+
+def known(kind: type[_Flags], bits: int) -> _Flags:
+    """Those of ``bits`` that have a name.
+
+    Python keeps every combination of flags that was ever made of a number, for good: a device that
+    sets others each time would fill the memory with them.
+    """
+    return kind(bits & _named(kind))
+
+
+@functools.cache
+def _named(kind: type[IntFlag]) -> int:
+    return sum(int(flag) for flag in kind)  # each has a bit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +106,7 @@ class RegionInfo:
         :param fd: what can be mapped, if anything.
         :raises ValueError: sizes, areas or capabilities contradict each other.
         """
-        flags = RegionFlags(info.flags)
+        flags = known(RegionFlags, info.flags)
         if info.offset + info.size >= 1 << 64:
             raise ValueError(f"{info.size} bytes at offset {info.offset:#x}")
         areas: tuple[MmapArea, ...] = (MmapArea(0, info.size),)

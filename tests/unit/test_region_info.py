@@ -10,7 +10,7 @@ import pytest
 from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.chain import InfoCapability
 from pyvfio.uapi.vfio import RegionCapability, RegionFlags
-from pyvfio.vectors import MAX_AREAS, MmapArea, RegionInfo
+from pyvfio.vectors import MAX_AREAS, MmapArea, RegionInfo, known
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -89,6 +89,14 @@ def test_type_and_msix_mappable_are_read() -> None:
         InfoCapability(RegionCapability.MSIX_MAPPABLE, 1, b""),
     )
     assert (found.type, found.msix_mappable) == ((0x8000_8086, 1), True)
+
+
+def test_flags_without_a_name_are_dropped_and_not_kept_anywhere() -> None:
+    kept = len(RegionFlags._value2member_map_)
+    for bits in range(1 << 10, 1 << 11):
+        assert known(RegionFlags, bits << 8 | 1) == RegionFlags.READ
+    assert len(RegionFlags._value2member_map_) == kept
+    assert said(flags=ALL | 0x8000_0000).flags == ALL
 
 
 UNMAPPABLE = {
