@@ -12,7 +12,7 @@ import pytest
 
 from pyvfio.wire import messages as m
 from pyvfio.wire.commands import COMMANDS, Role
-from tests.fuzz import bad_models, bad_subject, blind, codec, corpus, run, server, watch
+from tests.fuzz import bad_models, bad_subject, blind, codec, corpus, random_client, run, watch
 from tests.fuzz.__main__ import main
 from tests.fuzz.client import LiveClient
 from tests.fuzz.messages import pieces, request
@@ -75,7 +75,7 @@ def test_bad_model_is_found(
     model: str, kind: str, socket_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "PATIENCE", 0.5)
-    monkeypatch.setattr(server, "PATIENCE", 3.0)
+    monkeypatch.setattr(random_client, "PATIENCE", 3.0)
     assert found_in(LiveServer(f"{bad_models.__name__}:{model}", socket_folder, Tally())) == kind
 
 
