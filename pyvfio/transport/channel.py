@@ -668,9 +668,11 @@ class Channel:
         return True
 
     def _wake(self) -> None:
-        # Without a lock, since signal handlers call it: it may be closed just now.
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake_fd, 1)
+        fd = self._wake_fd
+        if fd >= 0:
+            # Without a lock, since signal handlers call it: it may be closed just now.
+            with contextlib.suppress(OSError):
+                os.eventfd_write(fd, 1)
 
     # Completion and loss
 
