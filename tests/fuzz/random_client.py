@@ -7,6 +7,7 @@ import os
 import random
 import socket
 from collections import defaultdict, deque
+from contextlib import suppress
 from pathlib import Path
 
 from pyvfio.wire import messages as m
@@ -180,10 +181,18 @@ class RandomClient:
         except Finding:
             close_fds(got.fds)
             raise
+        if got.command == Command.DEVICE_GET_REGION_IO_FDS:
+            self._kick(got.fds)
         if (got.command, got.flags) == (Command.VERSION, REPLY) and self._twin is None:
             self._keep(got)
         else:
             close_fds(got.fds)
+
+    def _kick(self, fds: tuple[int, ...]) -> None:
+        for fd in fds:
+            if self.rng.random() < 0.5:
+                with suppress(OSError):  # it may be full
+                    os.eventfd_write(fd, self.rng.choice((1, 3, 1 << 63)))
 
     def _keep(self, got: Received) -> None:
         """The twin socket comes with the answer to VERSION."""
