@@ -1,10 +1,11 @@
 # Everything a developer needs; each target sets up what it needs by itself.
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
+SECONDS ?= 60
 TREE   := setup.py pyproject.toml pyvfio/native/build.py $(wildcard pyvfio/native/[!_]*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench soak clean
+.PHONY: help demo test check lint bench fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,8 +17,8 @@ test: $(VENV)/dev.stamp lint ## lint, types and all tests, the guest with the re
 	@sh tools/test-packages.sh
 	$(PYTHON) -m pytest
 
-check: $(VENV)/dev.stamp lint ## lint, types, unit and conformance tests: under 2 minutes
-	$(PYTHON) -m pytest tests/unit tests/conformance
+check: $(VENV)/dev.stamp lint ## lint, types, unit and conformance tests, a short fuzz: under 2 minutes
+	$(PYTHON) -m pytest tests/unit tests/conformance tests/fuzz
 
 lint: $(VENV)/dev.stamp ## format, lint and types
 	$(PYTHON) -m ruff format --check .
@@ -29,6 +30,11 @@ soak: $(VENV)/dev.stamp ## traffic both ways for a minute, then ends that die at
 
 bench: $(VENV)/dev.stamp ## measure, each figure beside its baseline
 	$(PYTHON) -m bench
+
+fuzz: $(VENV)/dev.stamp ## random peers and inputs for SECONDS (60); what fails goes to fuzz-found/
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[fuzz]' \
+		|| echo "No atheris for this Python: inputs of the codec come from seeds."
+	$(PYTHON) -m tests.fuzz --seconds $(SECONDS)
 
 clean: ## remove everything that was built or downloaded
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -74,7 +74,8 @@ class Batch:
         """What is mapped (address -> map) after all operations but those that failed.
 
         An unmap takes away what is really there, which is not what it was meant for where a map
-        before it failed.
+        before it failed.  And a map that was made shows that an unmap before it, of addresses that
+        it has taken, was carried out all the same.
         """
         left = {entry.iova: entry for entry in self._before}
         skipped = set(failed)
@@ -82,6 +83,7 @@ class Batch:
             if operation in skipped:
                 continue
             if operation.is_map:
+                left = {iova: e for iova, e in left.items() if not e.overlaps(operation.mapping)}
                 left[operation.mapping.iova] = operation.mapping
             else:
                 left.pop(operation.mapping.iova, None)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import select
 import threading
@@ -12,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import Protocol, overload
 
+from pyvfio import eventfd
 from pyvfio.closing import Closing
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOTimeout
 from pyvfio.polling import milliseconds
@@ -136,10 +136,7 @@ class IRQ:
 
     def _take(self) -> int:
         self._check()
-        try:
-            count = os.eventfd_read(self._fd)
-        except BlockingIOError:
-            return 0
+        count = eventfd.take(self._fd)
         # Closing and loss signal as well, after they have become known.
         self._check()
         self.total += count
@@ -154,10 +151,7 @@ class IRQ:
         """Drop signals that nobody has waited for; returns how many there were."""
         with self._lock:
             wakes, self._wakes = self._wakes, 0
-            try:
-                return max(0, os.eventfd_read(self._fd) - wakes)
-            except BlockingIOError:
-                return 0
+            return max(0, eventfd.take(self._fd) - wakes)
 
     def wake(self) -> None:
         """Make everybody who waits look again whether the device is there."""
@@ -165,10 +159,8 @@ class IRQ:
             return  # a child of a fork: the parent would take it for an interrupt
         with self._lock:
             if self._fd >= 0:
-                # Who holds the other end may have filled it: then it is readable already.
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_write(self._fd, 1)
-                    self._wakes += 1
+                eventfd.signal(self._fd)
+                self._wakes += 1
 
     def close(self) -> None:
         """Wake everybody who waits; the last of them closes the descriptor."""

@@ -28,6 +28,10 @@ class MapEntry:
         """The last address that is mapped."""
         return self.iova + self.size - 1
 
+    def overlaps(self, other: MapEntry) -> bool:
+        """Whether it shares an address with another."""
+        return self.iova <= other.last and other.iova <= self.last
+
 
 class MapTable:
     """The maps of a container, none of which overlap.
@@ -123,7 +127,7 @@ class MapTable:
 
 
 def _any_overlaps(entries: Iterable[MapEntry], other: MapEntry) -> bool:
-    return any(entry.iova <= other.last and other.iova <= entry.last for entry in entries)
+    return any(entry.overlaps(other) for entry in entries)
 
 
 def _start(mapping: MapEntry) -> int:

@@ -10,10 +10,12 @@ vector").
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from enum import IntFlag
+from typing import NamedTuple, Protocol, TypeVar
 
 from pyvfio.errors import UnsupportedError
 from pyvfio.uapi import chain, vfio
@@ -33,8 +35,28 @@ MAX_IRQS = 50
 """Interrupt indexes that a device may announce; the same bound as QEMU's."""
 MAX_REGION_INFO = 64 * 1024
 """Bytes of region info with capabilities that a kernel or server may ask us to take."""
+MAX_AREAS = 256
+"""Areas of one region that may be mapped: a process has 65,530 maps (``vm.max_map_count``), which
+no device may use up."""
 MAX_VECTORS = 2048
 """Vectors that an interrupt index may announce: the most that MSI-X has."""
+
+
+_Flags = TypeVar("_Flags", bound=IntFlag)
+
+
+def known(kind: type[_Flags], bits: int) -> _Flags:
+    """Those of ``bits`` that have a name.
+
+    Python keeps every combination of flags that was ever made of a number, for good: a device that
+    sets others each time would fill the memory with them.
+    """
+    return kind(bits & _named(kind))
+
+
+@functools.cache
+def _named(kind: type[IntFlag]) -> int:
+    return sum(int(flag) for flag in kind)  # each has a bit of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +106,7 @@ class RegionInfo:
         :param fd: what can be mapped, if anything.
         :raises ValueError: sizes, areas or capabilities contradict each other.
         """
-        flags = RegionFlags(info.flags)
+        flags = known(RegionFlags, info.flags)
         if info.offset + info.size >= 1 << 64:
             raise ValueError(f"{info.size} bytes at offset {info.offset:#x}")
         areas: tuple[MmapArea, ...] = (MmapArea(0, info.size),)
@@ -93,16 +115,12 @@ class RegionInfo:
         first = info.cap_offset if flags & RegionFlags.CAPS else 0
         for capability in chain.walk(data, vfio.REGION_INFO.size, first):
             if capability.id == RegionCapability.SPARSE_MMAP:
-                found = chain.sparse_areas(capability)
-                areas = tuple(MmapArea(area.offset, area.size) for area in found)
+                areas = _areas(chain.sparse_areas(capability), info.size)
             elif capability.id == RegionCapability.TYPE:
                 kind = chain.region_type(capability)
                 region_type = (kind.type, kind.subtype)
             elif capability.id == RegionCapability.MSIX_MAPPABLE:
                 msix_mappable = True
-        for area in areas:
-            if area.offset + area.size > info.size:
-                raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} of {info.size:#x}")
         mappable = bool(flags & RegionFlags.MMAP) and fd is not None and info.size > 0
         return cls(
             index=info.index,
@@ -114,6 +132,25 @@ class RegionInfo:
             type=region_type,
             msix_mappable=msix_mappable,
         )
+
+
+def _areas(listed: Sequence[vfio.SparseMmapArea], size: int) -> tuple[MmapArea, ...]:
+    """The areas of a region of ``size`` bytes in order; raises :class:`ValueError`."""
+    if len(listed) > MAX_AREAS:
+        raise ValueError(f"{len(listed)} mmap areas")
+    areas = sorted((MmapArea(area.offset, area.size) for area in listed), key=_offset)
+    end = 0
+    for area in areas:
+        if area.offset < end:
+            raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} overlaps another")
+        end = area.offset + area.size
+        if end > size:
+            raise ValueError(f"mmap area {area.offset:#x}+{area.size:#x} of {size:#x}")
+    return tuple(areas)
+
+
+def _offset(area: MmapArea) -> int:
+    return area.offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-SOURCES = [Path(__file__).with_name(name) for name in ("mmio.c", "ioctl.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("mmio.c", "ioctl.c", "eventfd.c")]
 
 ffibuilder = FFI()
 ffibuilder.cdef(
@@ -26,6 +26,7 @@ ffibuilder.cdef(
     void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable);
     int pyvfio_unmap(void *address, size_t size);
     int pyvfio_ioctl(int fd, unsigned long request, uintptr_t argument);
+    int pyvfio_signal(int fd);
     """
 )
 ffibuilder.set_source(

@@ -13,8 +13,8 @@ import os
 import select
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
+from pyvfio import eventfd
 from pyvfio.closing import Closing
 from pyvfio.server.failures import note
 from pyvfio.server.model import ModelIOEventFD
@@ -23,8 +23,6 @@ from pyvfio.uapi.layout import Buffer
 
 log = logging.getLogger(__name__)
 
-_COUNTER = 8
-"""Bytes that an eventfd gives when it is read."""
 _FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 
@@ -87,14 +85,13 @@ class IOEventFDs(Closing):
                 self._deliver(fd, kicked[fd])
 
     def _deliver(self, fd: int, entry: ModelIOEventFD) -> None:
-        # The client has it as well: it may read it first, and may have made it blocking.
-        with suppress(BlockingIOError):
-            os.preadv(fd, [bytearray(_COUNTER)], -1, os.RWF_NOWAIT)
-            try:
-                self._write(entry.bar, entry.offset, entry.data)
-            except Exception as error:
-                # A kick has no answer: nobody can be told, and the next one may do better.
-                note(log, self._name, error)
+        if not eventfd.take(fd):
+            return  # the client has it as well, and was faster
+        try:
+            self._write(entry.bar, entry.offset, entry.data)
+        except Exception as error:
+            # A kick has no answer: nobody can be told, and the next one may do better.
+            note(log, self._name, error)
 
     def close(self) -> None:
         """Stop the thread and close the eventfds; the client's own copies kick nothing any more."""

@@ -625,9 +625,11 @@ class Channel:
             self._room.notify_all()
 
     def _wake(self) -> None:
-        # Without a lock, since signal handlers call it: it may be closed just now.
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake_fd, 1)
+        fd = self._wake_fd
+        if fd >= 0:
+            # Without a lock, since signal handlers call it: it may be closed just now.
+            with contextlib.suppress(OSError):
+                os.eventfd_write(fd, 1)
 
     # Completion and loss
 

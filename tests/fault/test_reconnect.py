@@ -452,3 +452,18 @@ def test_a_server_that_goes_again_meanwhile_costs_nothing(
         assert {message.words("IIQQ")[3] for message in server.seen if message.command == 2} == {
             buffer.iova for buffer in prepared.buffers
         }
+
+
+def test_regions_keep_their_descriptors_where_reconnecting_fails(
+    device: PCIDevice, path: Path
+) -> None:
+    (kicked, *_) = device.bars[REGISTERS].io_eventfds
+    fd = device.bars[MEMORY].info.fd
+    assert fd is not None
+    before = os.fstat(kicked.fileno()), os.fstat(fd)
+    path.unlink()
+    with pytest.raises(DeviceNotFound):
+        device.reconnect()
+    # Otherwise another file may have their numbers now, and be signalled and mapped.
+    assert (os.fstat(kicked.fileno()), os.fstat(fd)) == before
+    kicked.kick()

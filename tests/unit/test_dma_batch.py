@@ -323,6 +323,23 @@ def test_a_close_in_a_batch_ends_it(io: FakeIO) -> None:
         container.close()
 
 
+@pytest.mark.parametrize("error", [VFIOTimeout("no reply"), OSError(errno.EIO, "")])
+def test_a_map_that_was_made_takes_the_place_of_what_was_not_unmapped(error: Exception) -> None:
+    io = FakeIO(late=True)
+    container = Container(io, "fake:x")
+    with SharedMemory(4 * PAGE) as memory:
+        container.map(memory, iova=BASE)
+        io.refuse[BASE] = error
+        with pytest.raises(DMABatchError) as caught, container.batch():
+            container.unmap(BASE, 4 * PAGE)
+            io.mapped.clear()  # it was carried out all the same
+            container.map(memory, iova=BASE + PAGE, size=PAGE)
+        assert len(caught.value.failures) == 1
+        assert table(container) == io.mapped == {BASE + PAGE: PAGE}
+        container.map(memory, iova=BASE, size=PAGE)
+        container.close()
+
+
 ACTIONS = st.lists(
     st.tuples(st.sampled_from(["map", "unmap"]), st.integers(0, 5), st.booleans()), max_size=30
 )

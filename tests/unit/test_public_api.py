@@ -22,10 +22,10 @@ from tests.support import ROOT
 PACKAGE = ROOT / "pyvfio"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "polling", "eventfd"),
+    ("errors", "polling"),
     ("uapi",),
     ("wire", "native"),
-    ("transport",),
+    ("transport", "eventfd"),
     ("core",),
     ("pci", "backends", "server"),
     ("drivers", "models"),

@@ -16,7 +16,15 @@ from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
-from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IOEventFDInfo, IRQInfo, RegionInfo
+from pyvfio.vectors import (
+    MAX_REGION_INFO,
+    DeviceInfo,
+    DeviceIO,
+    IOEventFDInfo,
+    IRQInfo,
+    RegionInfo,
+    known,
+)
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
 from pyvfio.wire.messages.region import MAX_WRITE_ENTRY
@@ -48,7 +56,7 @@ class UserDeviceIO(DeviceIO):
 
     def get_info(self) -> DeviceInfo:
         reply = self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo()).message
-        return DeviceInfo(DeviceFlags(reply.flags), reply.num_regions, reply.num_irqs)
+        return DeviceInfo(known(DeviceFlags, reply.flags), reply.num_regions, reply.num_irqs)
 
     def get_region_info(self, index: int) -> RegionInfo:
         reply, fds = self._ask_region(index, vfio.REGION_INFO.size)
@@ -75,7 +83,7 @@ class UserDeviceIO(DeviceIO):
     def get_irq_info(self, index: int) -> IRQInfo:
         request = messages.GetIRQInfo(index)
         reply = self._channel.call(Command.DEVICE_GET_IRQ_INFO, request).message
-        return IRQInfo(index, IRQFlags(reply.flags), reply.count)
+        return IRQInfo(index, known(IRQFlags, reply.flags), reply.count)
 
     def get_io_eventfds(self, index: int) -> Sequence[IOEventFDInfo]:
         try:

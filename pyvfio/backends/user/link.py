@@ -62,6 +62,7 @@ class Link(Closing):
         self._service = service
         self._on_lost = on_lost
         self._undo = ExitStack()
+        self._sockets = self._undo.enter_context(ExitStack())
         self.loss: VFIOError | None = None
         try:
             self._open()
@@ -100,7 +101,7 @@ class Link(Closing):
             on_lost=on_lost,
             twin=twin,
         )
-        self._undo.callback(made.close)
+        self._sockets.callback(made.close)
         return made
 
     def _lose(self, error: VFIOError) -> None:
@@ -108,9 +109,12 @@ class Link(Closing):
         self._on_lost(self, error)
 
     def give_up(self) -> None:
-        """Hang up and take the server for gone: its next client may be this one."""
+        """Hang up and take the server for gone: its next client may be this one.
+
+        The regions keep their descriptors, which they use until there are others.
+        """
         self._main.give_up_peer("given up, to be reached again")
-        self.close()
+        self._sockets.close()
 
     def close(self) -> None:
         """Hang up and close the descriptors of the regions.  May be repeated."""

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/* Signal an eventfd that somebody else has as well, without ever blocking.
+ *
+ * write(2) blocks where the counter is full, unless O_NONBLOCK is set; but the other owner shares
+ * the flag, and can fill the counter between a poll and the write.  The kernel itself signals
+ * eventfds without waiting: so an asynchronous request that is complete at once is made, and the
+ * eventfd named as what tells of it (aio_abi.h, IOCB_FLAG_RESFD).  The request asks whether the
+ * eventfd can be read or written, one of which is always so.
+ */
+#include <errno.h>
+#include <linux/aio_abi.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PYVFIO_AIO_EVENTS 64
+
+static pthread_mutex_t pyvfio_aio_lock = PTHREAD_MUTEX_INITIALIZER;
+static aio_context_t pyvfio_aio;
+static pid_t pyvfio_aio_owner;
+
+/* This process's context; a fork does not inherit that of its parent.  Returns 0 or -errno. */
+static int pyvfio_aio_context(aio_context_t *context)
+{
+    int result = 0;
+
+    pthread_mutex_lock(&pyvfio_aio_lock);
+    if (pyvfio_aio_owner != getpid()) {
+        pyvfio_aio = 0;
+        if (syscall(SYS_io_setup, PYVFIO_AIO_EVENTS, &pyvfio_aio))
+            result = -errno;
+        else
+            pyvfio_aio_owner = getpid();
+    }
+    *context = pyvfio_aio;
+    pthread_mutex_unlock(&pyvfio_aio_lock);
+    return result;
+}
+
+/* Add 1 to an eventfd, unless it is full.  Returns 0, or -errno where the kernel cannot do it. */
+static int pyvfio_signal(int fd)
+{
+    struct iocb request = {
+        .aio_lio_opcode = IOCB_CMD_POLL,
+        .aio_fildes = fd,
+        .aio_buf = POLLIN | POLLOUT,
+        .aio_flags = IOCB_FLAG_RESFD,
+        .aio_resfd = fd,
+    };
+    struct iocb *requests[] = {&request};
+    struct io_event done[PYVFIO_AIO_EVENTS];
+    struct timespec now = {0, 0};
+    aio_context_t context;
+    int result = pyvfio_aio_context(&context);
+
+    if (!result && syscall(SYS_io_submit, context, 1, requests) != 1)
+        result = -errno;
+    if (!result)
+        syscall(SYS_io_getevents, context, 0, PYVFIO_AIO_EVENTS, done, &now);
+    return result;
+}
