@@ -89,7 +89,7 @@ REPLIES = {
     "GET_REGION_INFO, a byte too little for the capabilities": (
         raw.GET_REGION_INFO,
         raw.region_info(BAR2, 79),
-        raw.region_info(BAR2, 80, flags=15, size=64 << 20),
+        raw.region_info(BAR2, 80, flags=7, size=64 << 20),
     ),
     "GET_IRQ_INFO": (
         raw.GET_IRQ_INFO,
