@@ -179,19 +179,20 @@ class VFIOBase(Closing, ABC):
             try:
                 self._signal(irqs)
             except BaseException:
-                # Some of the vectors may have been enabled, where it took several messages.
-                try:
-                    with suppress(VFIOError):
-                        self.set_irqs(index, IRQSetFlags.TRIGGER, 0, 0)
-                finally:
-                    irqs.release()
+                irqs.release()
                 raise
             self._irq_sets.add(irqs)
             return irqs
 
     def _signal(self, irqs: IRQSet) -> None:
-        """Have the vectors of a set signal its eventfds."""
-        self.set_irqs(irqs.index, IRQSetFlags.TRIGGER, 0, len(irqs), eventfds=irqs.filenos())
+        """Have the vectors of a set signal its eventfds, all of them or none."""
+        try:
+            self.set_irqs(irqs.index, IRQSetFlags.TRIGGER, 0, len(irqs), eventfds=irqs.filenos())
+        except BaseException:
+            # Some of the vectors may have been enabled, where it took several messages.
+            with suppress(VFIOError):
+                self.set_irqs(irqs.index, IRQSetFlags.TRIGGER, 0, 0)
+            raise
 
     def set_irqs(
         self,
@@ -249,15 +250,18 @@ class VFIOBase(Closing, ABC):
         everything else is the owner's to see to: see :class:`Reconnection`.  Until it succeeds the
         device stays lost, and it may be tried again.
 
-        :param timeout: seconds to wait for the server to start.
+        Vectors that were masked are not masked again.
+
+        :param timeout: seconds to wait for the server to start; :meth:`close` waits as long.
         :param check: looks at the device before anything is given to it; raises to refuse it.
         :raises UnsupportedError: the backend cannot lose its device and find it again.
         :raises OpenError: the server cannot be reached, or serves another device.
         :raises ConnectionLost: it is gone again.
+        :raises ValueError: within a batch of :attr:`dma`, or a time-out that is none.
         :raises VFIOError: another failure of opening.
         """
         with self._lock:
-            self.check_open("reconnect")
+            self._check_reconnect(timeout)
             vectors = self._reach_again(timeout)
             try:
                 regions = {index: region.info for index, region in self._regions.items()}
@@ -272,6 +276,14 @@ class VFIOBase(Closing, ABC):
                 vectors.close()
                 raise
             return self._move_to(vectors, infos)
+
+    def _check_reconnect(self, timeout: float) -> None:
+        self.check_open("reconnect")
+        if not timeout >= 0:
+            raise ValueError(f"reconnect {self.uri}: a timeout of {timeout} s")
+        if os.getpid() != self._pid:
+            raise DeviceClosed("the device is the parent's", op="reconnect", uri=self.uri)
+        self._dma.check_no_batch("reconnect")
 
     def _move_to(self, vectors: Vectors, infos: Mapping[int, RegionInfo]) -> Reconnection:
         unflushed = self.device_io.unflushed
@@ -316,7 +328,7 @@ class VFIOBase(Closing, ABC):
 
     @property
     def lost(self) -> bool:
-        """Whether the device is gone; see :meth:`reconnect`."""
+        """Whether the device is gone; :meth:`reconnect` may find it again."""
         return self._loss is not None
 
     def check_present(self, op: str) -> None:

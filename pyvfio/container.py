@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from pyvfio.errors import (
     DMABatchError,
     DMAError,
     VFIOError,
+    VFIOTimeout,
     operation_error,
 )
 from pyvfio.map_table import MapEntry, MapTable
@@ -117,7 +120,8 @@ class Container:
         :param offset: first byte of ``memory`` to map.
         :param size: bytes to map; to the end of ``memory`` by default.
         :returns: the address for the device.
-        :raises DMAError: the address is used, not allowed, not aligned, or the backend refused.
+        :raises DMAError: the address is used, not allowed, not aligned, the memory is shorter, or
+            the backend refused.
         """
         if size is None:
             size = cast(SharedMemory, memory).size - offset
@@ -126,6 +130,7 @@ class Container:
             if iova is None:
                 iova = self._find(size, address_bits)
             self._check_new(iova, size, offset, address_bits)
+            self._check_memory(memory, iova, size, offset)
             mapping = MapEntry(iova, size, memory, offset, flags)
             operation = Operation(mapping, is_map=True)
             self._maps.insert(mapping)  # before the server knows it, which may use it at once
@@ -160,11 +165,12 @@ class Container:
 
         :raises BufferInUse: a numpy view of a buffer is alive; nothing was unmapped.
         :raises DMAError: the backend refused; everything stays mapped.
+        :raises VFIOTimeout: it did not answer; what is unmapped again later may be gone already.
+        :raises ValueError: within a batch.
         """
         with self._change:
             self._check_open(None, 0)
-            if self._batch is not None:
-                raise ValueError("unmap_all() within a batch")
+            self.check_no_batch("unmap_all")
             for buffer in self._buffers:
                 buffer.check_unused()
             try:
@@ -172,10 +178,14 @@ class Container:
             except ConnectionLost:
                 pass  # the server that held the memory is gone, and its maps with it
             except OSError as error:
+                if isinstance(error, VFIOTimeout):
+                    self._unanswered.update(entry.iova for entry in self.mappings)
                 op = "dma unmap of everything"
                 raise operation_error(error, DMAError, op=op, uri=self._uri) from error
+            self._unanswered.clear()
             for mapping in self.mappings:
                 self._maps.remove(mapping)
+            self._maps.renew()  # maps that were never answered are gone as well
             for buffer in list(self._buffers):
                 buffer.release()
 
@@ -190,6 +200,11 @@ class Container:
                 buffer.withdraw()
 
     # Batches
+
+    def check_no_batch(self, what: str) -> None:
+        """Raise ValueError within a batch, where ``what`` cannot be done."""
+        if self._batch is not None:
+            raise ValueError(f"{what}() within a batch")
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -225,7 +240,18 @@ class Container:
         """Wait for a batch; says what failed, and has the table say what is mapped."""
         batch, self._batch = self._batch, None
         assert batch is not None
-        batch.settle(self._io.commit())
+        interrupt: BaseException | None = None
+        try:
+            failures = self._io.commit()
+        except BaseException as raised:  # a signal handler's; the table must be right all the same
+            interrupt, failures = raised, self._io.commit()
+        batch.settle(failures)
+        error = self._result_of(batch)
+        if interrupt is not None:
+            raise interrupt
+        return error
+
+    def _result_of(self, batch: Batch) -> VFIOError | None:
         if self._closed:
             return None
         failed = [op for op in batch.operations if op.error and not self._was_unmapped(op)]
@@ -401,6 +427,13 @@ class Container:
             reason = f"all {self._io.max_maps} maps are in use"
             raise self._refuse("map", iova, size, errno.ENOSPC, reason)
 
+    def _check_memory(self, memory: DMASource, iova: int, size: int, offset: int) -> None:
+        """What is behind the memory would be reached by the device as well."""
+        available = _size_of(memory)
+        if available is not None and offset + size > available:
+            reason = f"the memory has {available} bytes, {offset + size} are asked for"
+            raise self._refuse("map", iova, size, errno.EINVAL, reason)
+
     def _check_open(self, iova: int | None, size: int) -> None:
         if self._closed:
             where = "dma" if iova is None else f"dma at iova {iova:#x}"
@@ -439,3 +472,15 @@ class Container:
                 ResourceWarning,
                 stacklevel=2,
             )
+
+
+def _size_of(memory: DMASource) -> int | None:
+    """Bytes that there are; None where neither the memory nor its file tells."""
+    size = getattr(memory, "size", None)
+    if isinstance(size, int):
+        return size
+    try:
+        status = os.fstat(memory.fd)
+    except OSError:
+        return None  # no descriptor: the owner vouches for the address
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -8,6 +8,7 @@ The kernel wants the virtual address of DMA memory, a vfio-user server the descr
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
@@ -241,6 +242,9 @@ def _create_memfd(size: int, huge_page_size: int | None) -> int:
 def _sized(fd: int, size: int) -> int:
     try:
         os.ftruncate(fd, size)
+    except OverflowError as error:
+        os.close(fd)
+        raise OSError(errno.ENOMEM, f"{size} bytes") from error
     except OSError:
         os.close(fd)
         raise

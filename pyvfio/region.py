@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -60,12 +61,19 @@ class Posting:
         self.default = default
         self.over = False
         self._flush = flush
+        self._flushed = False
+        self._lock = threading.RLock()
 
     def end(self) -> None:
-        """A region is mapped: wait for what was posted, and post no more."""
-        if not self.over:
+        """A region is mapped: post no more, and wait for what was posted.
+
+        :raises VFIOError: it is not known to be done; to be called again.
+        """
+        with self._lock:  # nobody stores to memory while another still waits
             self.over = True
-            self._flush()
+            if not self._flushed:
+                self._flush()
+                self._flushed = True
 
 
 class Region:

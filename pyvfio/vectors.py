@@ -333,7 +333,8 @@ class ContainerIO(ABC):
     def commit(self) -> Sequence[BatchFailure]:
         """Wait for every map and unmap since :meth:`begin`; returns those that failed, in order.
 
-        One that raised at once is not counted.
+        One that raised at once is not counted.  Who interrupts it calls it again, which gives up
+        what was not answered.
         """
 
     @abstractmethod

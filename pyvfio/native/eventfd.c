@@ -22,11 +22,30 @@ static pthread_mutex_t pyvfio_aio_lock = PTHREAD_MUTEX_INITIALIZER;
 static aio_context_t pyvfio_aio;
 static pid_t pyvfio_aio_owner;
 
+static pthread_once_t pyvfio_aio_prepared = PTHREAD_ONCE_INIT;
+
+static void pyvfio_aio_hold(void)
+{
+    pthread_mutex_lock(&pyvfio_aio_lock);
+}
+
+static void pyvfio_aio_release(void)
+{
+    pthread_mutex_unlock(&pyvfio_aio_lock);
+}
+
+/* No fork happens while another thread holds the lock, which the child could never release. */
+static void pyvfio_aio_prepare(void)
+{
+    pthread_atfork(pyvfio_aio_hold, pyvfio_aio_release, pyvfio_aio_release);
+}
+
 /* This process's context; a fork does not inherit that of its parent.  Returns 0 or -errno. */
 static int pyvfio_aio_context(aio_context_t *context)
 {
     int result = 0;
 
+    pthread_once(&pyvfio_aio_prepared, pyvfio_aio_prepare);
     pthread_mutex_lock(&pyvfio_aio_lock);
     if (pyvfio_aio_owner != getpid()) {
         pyvfio_aio = 0;

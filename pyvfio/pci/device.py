@@ -177,7 +177,7 @@ class PCIDevice(Closing):
 
     @property
     def lost(self) -> bool:
-        """Whether the device is gone for good."""
+        """Whether the device is gone; :meth:`reconnect` may find it again."""
         return self.base.lost
 
     @property

@@ -211,8 +211,11 @@ class Channel:
                 call.complete(self._end_of(call))
         if abandoned:
             raise self._timeout(call.command, seconds, "no reply", id=call.number)
-        while not call.ready():  # it is being completed
-            call.sleep(None)
+        while not call.ready():  # it is being completed, unless that fails
+            call.sleep(IDLE)
+            with self._lock:
+                if self._over():
+                    call.complete(self._end_of(call))
 
     def forget(self, call: Call) -> None:
         """Nobody waits for ``call`` any more: its caller was interrupted."""
@@ -282,20 +285,37 @@ class Channel:
 
     def close(self) -> None:
         """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
+        try:
+            with self._lock:
+                self._room.wait_for(lambda: not self._queue or self._over(), LINGER)
+        finally:  # a signal handler that raises cuts the wait short, not what follows
+            self._end()
+
+    def _end(self) -> None:
         with self._lock:
-            if self._closing:
-                return
-            self._room.wait_for(lambda: not self._queue or self._lost is not None, LINGER)
+            if not self._closing:
+                self._note("closed")
             self._closing = True
-            self._note("closed")
             self._room.notify_all()
             self._wake()
         self._step_back()
-        self._thread.join()
+        interrupt = self._join()
         with self._lock:
             self._room.wait_for(lambda: self._holder is None)  # who reads has seen that it is over
         self._finish_all()
         self._drop_descriptors()
+        if interrupt is not None:
+            raise interrupt
+
+    def _join(self) -> BaseException | None:
+        """Wait for the channel's own thread, which ends soon; returns what came in between."""
+        interrupt: BaseException | None = None
+        while self._thread.is_alive():
+            try:
+                self._thread.join()
+            except BaseException as error:
+                interrupt = error
+        return interrupt
 
     def after_fork(self) -> None:
         """In the child of a fork: leave the connection to the parent.
@@ -654,6 +674,8 @@ class Channel:
             self._room.notify_all()
             self._wake()
             waiting = list(self._waiters)
+            with contextlib.suppress(OSError):  # so that the peer knows, though we noticed
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._finish_all()
         for waiter in waiting:  # also those whose replies are lost with whoever had them in hand
             waiter.wake()

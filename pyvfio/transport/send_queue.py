@@ -93,7 +93,8 @@ class SendQueue:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._queue: deque[Outgoing] = deque()
-        self._bytes = self._answers = self._fds = 0
+        self._bytes = self._fds = 0
+        self._answer_bytes = self._answer_fds = 0
 
     def __bool__(self) -> bool:
         return bool(self._queue)
@@ -110,7 +111,7 @@ class SendQueue:
         Our own requests do not count: their answers have to be read, or two ends whose queues are
         full would wait for each other.
         """
-        return self._answers >= MAX_ANSWERS or self._fds >= MAX_QUEUED_FDS
+        return self._answer_bytes >= MAX_ANSWERS or self._answer_fds >= MAX_QUEUED_FDS
 
     def seal(self) -> None:
         """Another message follows what is collected."""
@@ -142,7 +143,7 @@ class SendQueue:
         last = self._queue[-1]
         added = last.add(write) if isinstance(last, WriteCollection) else 0
         if added:
-            self._bytes += added
+            self._count(last, added, 0)
         else:
             last.seal()
             collection = WriteCollection(encode)
@@ -151,9 +152,14 @@ class SendQueue:
 
     def _append(self, outgoing: Outgoing, size: int) -> None:
         self._queue.append(outgoing)
+        self._count(outgoing, size, len(outgoing.fds))
+
+    def _count(self, outgoing: Outgoing, size: int, fds: int) -> None:
         self._bytes += size
-        self._answers += size if outgoing.is_answer else 0
-        self._fds += len(outgoing.fds)
+        self._fds += fds
+        if outgoing.is_answer:
+            self._answer_bytes += size
+            self._answer_fds += fds
 
     def flush(self) -> None:
         """Send what the socket takes; raises OSError as ``socket.send`` does."""
@@ -166,11 +172,9 @@ class SendQueue:
         sent = send(self._sock, [outgoing.data], outgoing.fds)
         if not sent:
             return False
-        self._fds -= len(outgoing.fds)
+        self._count(outgoing, -sent, -len(outgoing.fds))
         outgoing.drop_fds()
         outgoing.data = outgoing.data[sent:]
-        self._bytes -= sent
-        self._answers -= sent if outgoing.is_answer else 0
         if not outgoing.data:
             self._queue.popleft()
         return True

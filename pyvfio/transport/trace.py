@@ -102,6 +102,10 @@ class TraceFile:
             self._close()
         log.warning("%s: %s; tracing has stopped", self.path, reason)
 
+    def renew_lock(self) -> None:
+        """In the child of a fork: who held the lock is not here."""
+        self._lock = threading.Lock()
+
     def close(self) -> None:
         """Write no more.  May be repeated."""
         with self._lock:
@@ -113,9 +117,18 @@ class TraceFile:
             os.close(fd)
 
 
+def _after_fork() -> None:
+    """Locks that another thread of the parent held would never be released here."""
+    global _files_lock  # noqa: PLW0603 - the module's own
+    _files_lock = threading.Lock()
+    for file in _files.values():
+        file.renew_lock()
+
+
 _files: dict[str, TraceFile] = {}
 _files_lock = threading.Lock()
 _connections = itertools.count(1)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def start() -> TraceFile | None:

@@ -19,6 +19,9 @@ DEFAULT_MAX_DATA_XFER_SIZE = 1 << 20
 DEFAULT_MAX_DMA_MAPS = 65535
 DEFAULT_PGSIZES = 4096
 
+MAX_PAGE = 1 << 30
+"""Bytes that the smallest page of ``pgsizes`` may have: every map is a multiple of it."""
+
 MAX_FDS = 253
 """File descriptors that Linux passes in one message (``SCM_MAX_FD``)."""
 
@@ -85,6 +88,9 @@ class Capabilities:
         for name, key in _BOOLEANS.items():
             if key in found:
                 values[name] = _boolean(key, found[key])
+        pgsizes = values.get("pgsizes", DEFAULT_PGSIZES)
+        if pgsizes & -pgsizes > MAX_PAGE:
+            raise ValueError(f"pgsizes {pgsizes:#x} has no page of at most {MAX_PAGE} bytes")
         if "twin_socket" in found:
             twin = _object("twin_socket", found["twin_socket"])
             values["twin_socket"] = _boolean("twin_socket", twin.get("supported", False))

@@ -6,8 +6,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -311,6 +314,77 @@ def test_another_device_is_not_taken_for_the_old_one(
     assert device.lost
     served("testdev")
     assert device.reconnect().maps == 1
+
+
+def test_a_loss_that_only_we_know_of_is_told_to_the_server(device: PCIDevice) -> None:
+    def interrupt(*_: object) -> None:
+        raise RuntimeError("a signal handler's")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        while not device.lost:
+            with suppress(RuntimeError, ConnectionLost):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005)
+                while True:
+                    device.bars[REGISTERS].read32(Dev.ID)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    device.reconnect(timeout=WAIT)  # the server serves one client at a time
+    assert device.bars[REGISTERS].read32(Dev.ID) == 0x54534554
+
+
+def test_a_server_that_hangs_up_while_it_ends_is_waited_for(
+    path: Path, raw_device: PCIDevice
+) -> None:
+    """It takes us into its queue of clients, and closes that."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as ending:
+        ending.bind(str(path))
+        ending.listen()
+
+        def end_and_start() -> None:
+            ending.accept()[0].close()
+            path.unlink()
+            servers.append(RawServer(path))
+
+        servers: list[RawServer] = []
+        starter = threading.Thread(target=end_and_start)
+        starter.start()
+        raw_device.reconnect(timeout=WAIT)
+        starter.join()
+    assert not raw_device.lost
+    servers[0].close()
+
+
+def test_a_batch_is_ended_first(device: PCIDevice) -> None:
+    with device.dma.batch(), pytest.raises(ValueError, match="within a batch"):
+        device.reconnect()
+    assert not device.lost
+
+
+@pytest.mark.parametrize("timeout", [-1.0, float("nan")])
+def test_a_time_out_that_is_none_gives_nothing_up(device: PCIDevice, timeout: float) -> None:
+    with pytest.raises(ValueError, match="a timeout of"):
+        device.reconnect(timeout)
+    assert not device.lost
+
+
+def test_interrupts_that_are_refused_half_way_are_off(path: Path, prepared: Prepared) -> None:
+    with RawServer(path) as server:
+        server.capabilities = b'{"capabilities":{"max_msg_fds":1}}\0'
+        once = iter([True])
+
+        def refuse_the_second(message: Message) -> None:
+            if message.fds and not next(once, False):
+                server.peer.send(raw.refusal(message, errno.EIO))
+            else:
+                server.serve(message)
+
+        server.handlers[raw.SET_IRQS] = refuse_the_second
+        assert prepared.device.reconnect().vectors == 0
+        last = server.last(raw.SET_IRQS)
+        assert last.words("IIIII")[1:] == (raw.NONE | raw.TRIGGER, raw.MSI, 0, 0)
 
 
 def test_a_closed_device_is_not_reached_again(device: PCIDevice) -> None:

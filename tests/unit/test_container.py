@@ -21,6 +21,7 @@ from pyvfio.errors import (
     DMAError,
     RemoteError,
     UnsupportedError,
+    VFIOTimeout,
 )
 from pyvfio.memory import MemoryKind, SharedMemory
 from pyvfio.native.mmio import MappedMemory
@@ -331,6 +332,41 @@ def test_a_map_that_was_taken_back_makes_room(
     container.map(memory, iova=BASE)
     container.unmap(BASE, 4 * PAGE)
     assert container.map(memory) in [entry.iova for entry in container.mappings]
+
+
+def test_more_than_the_memory_has_is_not_mapped(
+    backend: FakeIO, container: Container, memory: SharedMemory
+) -> None:
+    for offset, size in ((0, 5 * PAGE), (PAGE, 4 * PAGE), (5 * PAGE, PAGE)):
+        with pytest.raises(DMAError, match="the memory has 16384 bytes"):
+            container.map(memory, offset=offset, size=size)
+    assert backend.calls == []
+
+
+def test_more_than_the_file_has_is_not_mapped(container: Container) -> None:
+    class File:
+        """Memory that tells no size."""
+
+        def __init__(self, fd: int) -> None:
+            self.fd, self.address = fd, 0
+
+    with tempfile.TemporaryFile() as file:
+        file.truncate(PAGE)
+        with pytest.raises(DMAError, match="the memory has 4096 bytes"):
+            container.map(File(file.fileno()), size=2 * PAGE)
+        container.map(File(file.fileno()), size=PAGE)
+
+
+def test_an_unmap_of_everything_that_was_not_answered_may_be_carried_out_later(
+    backend: FakeIO, container: Container
+) -> None:
+    buffer = container.alloc(PAGE)
+    backend.error = VFIOTimeout("no reply")
+    with pytest.raises(VFIOTimeout):
+        container.unmap_all()
+    backend.error = RemoteError("gone", errno=errno.ENOENT)
+    buffer.close()
+    assert ranges(container) == []
 
 
 # What a server may ask of our memory

@@ -41,6 +41,7 @@ class FakeIO(ContainerIO):
         self.refuse: dict[int, Exception] = {}
         self.mapped: dict[int, int] = {}
         self.asked = 0
+        self.interrupt: BaseException | None = None
         self._failures: list[BatchFailure] | None = None
 
     @property
@@ -59,6 +60,9 @@ class FakeIO(ContainerIO):
         self._failures, self._position = [], 0
 
     def commit(self) -> Sequence[BatchFailure]:
+        interrupt, self.interrupt = self.interrupt, None
+        if interrupt is not None:
+            raise interrupt
         found, self._failures = self._failures, None
         assert found is not None
         return found
@@ -314,6 +318,21 @@ def test_an_unmap_that_was_not_answered_may_be_repeated(
     with container.batch():
         container.unmap(BASE, PAGE)
     assert table(container) == {}
+
+
+def test_an_interrupt_at_the_end_leaves_a_table_that_is_right(
+    container: Container, io: FakeIO, memory: SharedMemory
+) -> None:
+    buffer = container.alloc(PAGE)
+    io.refuse[BASE] = OSError(errno.ENOMEM, "")
+    io.interrupt = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), container.batch():
+        container.map(memory, iova=BASE)
+        container.map(memory, iova=BASE + PAGE)
+        buffer.close()
+    assert table(container) == io.mapped == {BASE + PAGE: PAGE}
+    with pytest.raises(DeviceClosed):
+        buffer.array  # noqa: B018
 
 
 def test_a_close_in_a_batch_ends_it(io: FakeIO) -> None:

@@ -269,3 +269,9 @@ def test_memory_that_nobody_closed_is_warned_of() -> None:
     with pytest.warns(ResourceWarning, match="unclosed <SharedMemory posix size=4096"):
         del memory
     assert fd not in open_fds()
+
+
+@pytest.mark.parametrize("kind", MemoryKind)
+def test_more_than_a_file_can_have_is_refused(kind: MemoryKind) -> None:
+    with pytest.raises(VFIOError, match="ENOMEM"):
+        SharedMemory(1 << 63, kind)

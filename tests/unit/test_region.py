@@ -21,6 +21,7 @@ from pyvfio.errors import (
     RemoteError,
     RemoteProtocolError,
     UnsupportedError,
+    VFIOTimeout,
 )
 from pyvfio.pci.bars import BAR
 from pyvfio.pci.config import ConfigSpace
@@ -43,11 +44,14 @@ class FakeIO(DeviceIO):
         self.calls: list[tuple[str, int, int]] = []
         self.posted: list[bool] = []
         self.flushes = 0
+        self.flush_error: Exception | None = None
         self.error: Exception | None = None
         self.most = SIZE
 
     def flush(self) -> None:
         self.flushes += 1
+        if self.flush_error is not None:
+            raise self.flush_error
 
     def region_read(self, index: int, offset: int, size: int) -> Buffer:
         self._note("read", offset, size)
@@ -486,6 +490,24 @@ def test_nothing_is_posted_once_a_region_of_the_device_is_mapped(
     bar.posted = True
     bar.write32(0, 0)
     assert (device.posted, device.flushes) == ([True, False], 1)
+    other.close()
+
+
+def test_nothing_is_mapped_until_what_was_posted_is_done(
+    device: FakeIO, posting: Posting, fd: int
+) -> None:
+    areas = (MmapArea(0, PAGE),)
+    other = Region(
+        device, RegionInfo(2, READ_WRITE | RegionFlags.MMAP, SIZE, fd, 0, areas), "fake:x", posting
+    )
+    device.flush_error = VFIOTimeout("no reply")
+    for _ in range(2):
+        with pytest.raises(VFIOTimeout):
+            other.write32(0, 0xFFFFFFFF)
+    assert os.pread(fd, 4, 0) == bytes(4)
+    device.flush_error = None
+    other.write32(0, 0xFFFFFFFF)
+    assert os.pread(fd, 4, 0) == b"\xff" * 4
     other.close()
 
 

@@ -127,6 +127,11 @@ def test_number_out_of_range_is_refused(key: str, value: int) -> None:
     assert key in refused(text({key: value}))
 
 
+@pytest.mark.parametrize("pgsizes", [1 << 31, 1 << 63, 3 << 40])
+def test_pages_that_are_all_huge_are_refused(pgsizes: int) -> None:
+    assert "pgsizes" in refused(text({"pgsizes": pgsizes}))
+
+
 @pytest.mark.parametrize("index", [0, MAX_FDS - 1])
 def test_fd_index_at_the_end_of_its_range_is_taken(index: int) -> None:
     sent = text({"twin_socket": {"supported": True, "fd_index": index}})

@@ -64,9 +64,10 @@ class UserContainerIO(ContainerIO):
         self._pipeline = _Pipeline(self._channel)
 
     def commit(self) -> Sequence[BatchFailure]:
-        pipeline, self._pipeline = self._pipeline, None
-        assert pipeline is not None
-        return pipeline.drain()
+        assert self._pipeline is not None
+        failures = self._pipeline.drain()
+        self._pipeline = None
+        return failures
 
     def dma_unmap_all(self) -> None:
         self._channel.call(Command.DMA_UNMAP, messages.DMAUnmap(DMAUnmapFlags.ALL, 0, 0))
@@ -94,7 +95,10 @@ class _Pipeline:
         self._sent += 1
 
     def drain(self) -> Sequence[BatchFailure]:
-        """Wait for all of them; returns what failed."""
+        """Wait for all of them; returns what failed.
+
+        Where it is interrupted it is called again, and waits no more.
+        """
         while self._waiting:
             self._take_oldest()
         return self._failures
@@ -107,3 +111,7 @@ class _Pipeline:
         except (OSError, VFIOError) as error:
             self._stalled = self._stalled or isinstance(error, VFIOTimeout)
             self._failures.append(BatchFailure(position, error))
+        except BaseException:  # a signal handler's: it may be carried out yet, as those behind it
+            self._stalled = True
+            self._failures.append(BatchFailure(position, VFIOTimeout("interrupted")))
+            raise

@@ -67,8 +67,8 @@ class UserDevice(VFIOBase):
             self._mark_lost(error)
 
     def _reach_again(self, seconds: float) -> Vectors:
-        if not self.lost:  # a server may take one client at a time
-            self._current.give_up()
+        # A server may take one client at a time; it may not know of a loss that we noticed.
+        self._current.give_up()
         return reach(self._make_link, seconds)
 
     def _use(self, vectors: Vectors) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 from collections.abc import Iterator, Sequence
@@ -191,10 +190,15 @@ class UserDeviceIO(DeviceIO):
 
     def flush(self) -> None:
         if self._unflushed:
+            self._unflushed = False  # before the question: a write may be posted behind it
             # Commands are carried out in order: any answer tells that those before it are through.
-            with contextlib.suppress(RemoteError):
+            try:
                 self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo())
-            self._unflushed = False
+            except RemoteError:
+                pass
+            except BaseException:
+                self._unflushed = True
+                raise
 
     def reset(self) -> None:
         self._channel.call(Command.DEVICE_RESET, messages.Empty())

@@ -15,7 +15,7 @@ from pyvfio.backends.user.container_io import UserContainerIO
 from pyvfio.backends.user.device_io import UserDeviceIO
 from pyvfio.backends.user.dma_service import DMAService
 from pyvfio.closing import Closing
-from pyvfio.errors import BackendUnavailable, DeviceNotFound, VFIOError
+from pyvfio.errors import BackendUnavailable, ConnectionLost, DeviceNotFound, VFIOError
 from pyvfio.transport.channel import LEFT_TO_PARENT, Channel
 from pyvfio.wire.commands import Role
 from pyvfio.wire.version import DEFAULT_MAX_DATA_XFER_SIZE
@@ -63,6 +63,7 @@ class Link(Closing):
         self._on_lost = on_lost
         self._undo = ExitStack()
         self._sockets = self._undo.enter_context(ExitStack())
+        self._twin: Channel | None = None
         self.loss: VFIOError | None = None
         try:
             self._open()
@@ -79,7 +80,8 @@ class Link(Closing):
         self.version, self.limits, twin = negotiate(main, own_capabilities(options.twin_socket))
         if twin is not None:
             # Without it the server cannot ask for memory any more, but it can be asked.
-            self._channel(twin, f"{options.uri} (twin socket)", _note_loss, twin=True)
+            name = f"{options.uri} (twin socket)"
+            self._twin = self._channel(twin, name, self._lose_twin, twin=True)
         self.device_io = UserDeviceIO(main, self.limits)
         self._undo.callback(self.device_io.close)
         self.container_io = UserContainerIO(main, self.limits, options.secure_dma)
@@ -106,7 +108,13 @@ class Link(Closing):
 
     def _lose(self, error: VFIOError) -> None:
         self.loss = error
+        if self._twin is not None and error.reason != LEFT_TO_PARENT:
+            self._twin.give_up_peer(error.reason)
         self._on_lost(self, error)
+
+    def _lose_twin(self, error: VFIOError) -> None:
+        if not self._main.lost and error.reason != LEFT_TO_PARENT:
+            log.warning("%s", error)
 
     def give_up(self) -> None:
         """Hang up and take the server for gone: its next client may be this one.
@@ -124,18 +132,14 @@ class Link(Closing):
 def reach(make: Callable[[], Link], seconds: float) -> Link:
     """A link to a server that may have to start first; raises as :class:`Link` does.
 
-    :param seconds: how long to try while there is no socket, or nobody listens.
+    :param seconds: how long to try while there is no socket, nobody listens, or who listens hangs
+        up: a server that ends may take a client last.
     """
     deadline = time.monotonic() + seconds
     while True:
         try:
             return make()
-        except (DeviceNotFound, BackendUnavailable):
+        except (DeviceNotFound, BackendUnavailable, ConnectionLost):
             if time.monotonic() >= deadline:
                 raise
             time.sleep(RETRY_SECONDS)
-
-
-def _note_loss(error: VFIOError) -> None:
-    if error.reason != LEFT_TO_PARENT:
-        log.warning("%s", error)
