@@ -16,6 +16,7 @@ class DeferredAnswers:
 
     def __init__(self) -> None:
         self._over = False
+        self._stopped = False
         self._bells: list[queue.SimpleQueue[None]] = []
 
     def settle(self, answer: T | Future[T]) -> T:
@@ -40,6 +41,19 @@ class DeferredAnswers:
             return answer.result()
         answer.cancel()
         raise OSError(errno.ECANCELED, "nobody waits for the model's answer any more")
+
+    def check(self) -> None:
+        """Between two accesses of a long transfer.
+
+        :raises OSError: ECANCELED; the server stops.
+        """
+        if self._stopped:
+            raise OSError(errno.ECANCELED, "the server stops")
+
+    def stop(self) -> None:
+        """The server stops: wait no longer, and leave off; for signal handlers as :meth:`end`."""
+        self._stopped = True
+        self.end()
 
     def end(self) -> None:
         """Wait no longer, now and later; takes no lock, so that a signal handler may call it."""

@@ -16,10 +16,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from pyvfio.errors import DMAError
 from pyvfio.native import mmio
+from pyvfio.server.failures import FAILURES
 from pyvfio.server.quotas import Quotas
 from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
 from pyvfio.wire import messages
@@ -59,6 +61,41 @@ class DMAMap:
     def end(self) -> int:
         """The first address behind it."""
         return self.iova + self.size
+
+
+class _Mappings:
+    """How many of the mappings that the kernel allows a process are clients' memory.
+
+    Some are left for everything else, which could not allocate memory any more without them.
+    """
+
+    LEFT = 4096
+    DEFAULT = 65530
+    """``vm.max_map_count`` where it cannot be read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._used = 0
+        try:
+            allowed = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            allowed = self.DEFAULT
+        self._most = max(allowed - self.LEFT, allowed // 2)
+
+    def take(self) -> None:
+        """One more; raises OSError ENOSPC where there are too many."""
+        with self._lock:
+            if self._used >= self._most:
+                raise OSError(errno.ENOSPC, f"{self._used} mappings (vm.max_map_count)")
+            self._used += 1
+
+    def give(self, count: int) -> None:
+        """So many fewer."""
+        with self._lock:
+            self._used -= count
+
+
+_mappings = _Mappings()
 
 
 class MapObserver(Protocol):
@@ -111,7 +148,12 @@ class DMAMaps:
         _check_file(fd, request)
         self._check_quotas(request.size)
         writable = bool(request.flags & DMAMapFlags.WRITE)
-        return mmio.MappedMemory(fd, request.offset, request.size, writable=writable)
+        _mappings.take()
+        try:
+            return mmio.MappedMemory(fd, request.offset, request.size, writable=writable)
+        except BaseException:
+            _mappings.give(1)
+            raise
 
     def _check_quotas(self, size: int) -> None:
         if len(self._maps) >= self._quotas.max_maps:
@@ -145,10 +187,10 @@ class DMAMaps:
                 log.error("the model failed when its client left", exc_info=error)
         self._remove(list(self._maps))
 
-    def _announce_removal(self, entry: DMAMap) -> Exception | None:
+    def _announce_removal(self, entry: DMAMap) -> BaseException | None:
         try:
             self._observer.memory_unmapped(entry.iova, entry.size)
-        except Exception as error:
+        except FAILURES as error:
             return error
         return None
 
@@ -170,6 +212,7 @@ class DMAMaps:
             self._unused.wait_for(lambda: not _in_use(e for e in entries if e.memory is not None))
             self._unused.wait_for(lambda: not _in_use(entries), UNMAP_PATIENCE)
             self._mapped -= sum(e.size for e in entries if e.memory is not None)
+            _mappings.give(sum(1 for entry in entries if entry.memory is not None))
             for entry in entries:
                 entry.memory = None
 

@@ -15,6 +15,7 @@ from pyvfio.errors import DMAError
 from pyvfio.memory import ByteArray
 from pyvfio.server.config_space import ModelConfigSpace
 from pyvfio.server.deferred import DeferredAnswers
+from pyvfio.server.failures import FAILURES
 from pyvfio.server.guest_memory import GuestMemory
 from pyvfio.server.interrupts import Interrupts
 from pyvfio.server.model import DeviceModel
@@ -92,7 +93,7 @@ class PCIFunction:
                 self._interrupts.client_lost()
             try:
                 self.model.client_lost()
-            except Exception:
+            except FAILURES:
                 log.exception("the model failed when its client left")
 
     def memory_mapped(self, iova: int, size: int, flags: DMAMapFlags) -> None:
@@ -132,7 +133,7 @@ class PCIFunction:
         """Close the model and release the BARs' memory."""
         try:
             self.model.close()
-        except Exception:
+        except FAILURES:
             log.exception("the model failed when it was closed")
         self.regions.release()
 

@@ -13,6 +13,7 @@ from pyvfio.server.quotas import Quotas
 from pyvfio.transport.channel import Channel, PeerRequest
 from pyvfio.transport.sockets import close_fds
 from pyvfio.wire.connection import RequestInvalid, RequestReceived
+from pyvfio.wire.header import Command
 from pyvfio.wire.version import MAX_FDS
 
 BACKLOG = 8 << 20
@@ -21,6 +22,14 @@ BACKLOG_FDS = 64
 """Descriptors that come with them, before the socket is left unread."""
 QUEUED_REQUEST = 512
 """What a queued request costs beyond its bytes on the wire, about."""
+
+
+def _cost(request: PeerRequest) -> int:
+    """What a request takes, in bytes; a read costs what it will have to be answered with."""
+    wanted = 0
+    if isinstance(request, RequestReceived) and request.command is Command.REGION_READ:
+        wanted = request.message.count
+    return request.size + QUEUED_REQUEST + wanted
 
 
 class Inbox:
@@ -52,7 +61,7 @@ class Inbox:
         """
         self._queue.put(request)
         with self._flow:
-            self._bytes += request.size + QUEUED_REQUEST
+            self._bytes += _cost(request)
             self._fds += len(request.fds)
             if self._bytes > self._most_bytes or self._fds > self._most_fds:
                 raise ConnectionResetError("the client sends more than can be queued")
@@ -96,7 +105,7 @@ class Inbox:
         request = self._first.popleft()
         if request is not None:
             with self._flow:
-                self._bytes -= request.size + QUEUED_REQUEST
+                self._bytes -= _cost(request)
                 self._fds -= len(request.fds)
                 if not self._exceeds(self._pause_bytes // 2, self._pause_fds // 2):
                     channel.pause_reading(False)

@@ -89,7 +89,7 @@ class IOEventFDs(Closing):
             return  # the client has it as well, and was faster
         try:
             self._write(entry.bar, entry.offset, entry.data)
-        except Exception as error:
+        except BaseException as error:
             # A kick has no answer: nobody can be told, and the next one may do better.
             note(log, self._name, error)
 

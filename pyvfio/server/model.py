@@ -150,7 +150,7 @@ class DeviceModel:
     executors do.
 
     A callback that raises :class:`OSError` has its errno told to the client, any other exception
-    EIO; the model goes on to be served.
+    EIO; the model goes on to be served.  (SystemExit and KeyboardInterrupt end the process.)
 
     :cvar identity: vendor, device, class ...
     :cvar bars: the BARs by number.

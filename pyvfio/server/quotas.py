@@ -32,7 +32,8 @@ _LIMITS = {
 class Quotas:
     """What a client is refused more of.
 
-    :param max_maps: DMA maps at one time; announced in VERSION, more are refused with ENOSPC.
+    :param max_maps: DMA maps at one time; announced in VERSION, more are refused with ENOSPC.  So
+        are maps with a descriptor that would use up ``vm.max_map_count`` of the process.
     :param max_mapped: bytes of the client's files mapped at one time; more are refused with EDQUOT.
         Maps without a descriptor take none.
     :param max_descriptors: eventfds that are kept; more are refused with EMFILE.

@@ -103,6 +103,7 @@ class Regions:
                 return self._memory[region].array[offset : offset + count].tobytes()
         data = bytearray()
         for at, width in _pieces(offset, count):
+            deferred.check()
             data += self._read_register(region, at, width, deferred)
         return data
 
@@ -115,6 +116,7 @@ class Regions:
             self._write_memory(region, offset, data)
         else:
             for at, width in _pieces(offset, len(data)):
+                deferred.check()
                 piece = data[at - offset : at - offset + width]
                 self._write_register(region, at, piece, deferred)
 

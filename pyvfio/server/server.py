@@ -10,6 +10,7 @@ import socket
 import threading
 
 from pyvfio.closing import Closing
+from pyvfio.errors import DeviceClosed
 from pyvfio.server.credentials import Allowed, Credentials
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.listener import Listener
@@ -58,10 +59,28 @@ class Server(Closing):
         self._lock = threading.RLock()
         self._stopping = False
         self._closed = False
+        self._closing = False
+        self._serving = threading.Lock()
+        self._thread: int | None = None
         self._session: Session | None = None
 
     def serve_forever(self) -> None:
-        """Serve clients until :meth:`stop`, or until no more can come."""
+        """Serve clients until :meth:`stop`, or until no more can come.
+
+        :raises DeviceClosed: after :meth:`close`.
+        """
+        with self._serving:
+            if self._closed:
+                raise DeviceClosed("the server is closed", op="serve", uri=self._listener.name)
+            self._thread = threading.get_ident()
+            try:
+                self._serve_all()
+            finally:
+                self._thread = None
+                if self._closing:
+                    self._close()
+
+    def _serve_all(self) -> None:
         poller = select.poll()
         poller.register(self._listener, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
@@ -134,7 +153,18 @@ class Server(Closing):
                 self._session.stop()
 
     def close(self) -> None:
-        """Remove the socket file and close the model.  May be repeated."""
+        """Remove the socket file and close the model.  May be repeated.
+
+        Ends :meth:`serve_forever` first, and waits for it where another thread is in it; where this
+        thread is (a signal handler's call), it is done when that returns.
+        """
+        self._closing = True
+        self.stop()
+        if self._thread != threading.get_ident():
+            with self._serving:
+                self._close()
+
+    def _close(self) -> None:
         with self._lock:
             if self._closed:
                 return

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOError, VFIOTimeout
 from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.dma_maps import DMAMaps
-from pyvfio.server.failures import errno_of, note
+from pyvfio.server.failures import FAILURES, errno_of, note
 from pyvfio.server.function import PCIFunction
 from pyvfio.server.guest_memory import GuestMemory
 from pyvfio.server.inbox import Inbox
@@ -35,6 +35,18 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT = 5.0
 """Seconds that VERSION, and the answer to a DMA_READ or DMA_WRITE, may take."""
 
+_ONLY_ANSWERS = frozenset(
+    {
+        Command.REGION_READ,
+        Command.DEVICE_GET_INFO,
+        Command.DEVICE_GET_REGION_INFO,
+        Command.DEVICE_GET_REGION_IO_FDS,
+        Command.DEVICE_GET_IRQ_INFO,
+    }
+)
+"""Commands that are done for their answers: a client that has left has no use for them.  Its writes
+are carried out, since a program may write and end."""
+
 
 class Session:
     """Serves one client until it leaves.
@@ -50,6 +62,7 @@ class Session:
         self._quotas = quotas
         self._inbox = Inbox(quotas)
         self._deferred = DeferredAnswers()
+        self._stopping = False
         self._twin: Channel | None = None
         self._channel = self._make_channel(sock, name, self._inbox.put, self._on_lost)
 
@@ -105,8 +118,9 @@ class Session:
 
     def stop(self) -> None:
         """Have :meth:`run` return soon; any thread may call this."""
+        self._stopping = True
         self._inbox.end()
-        self._deferred.end()
+        self._deferred.stop()
         self._channel.nudge()
 
     def _close(self) -> None:
@@ -196,7 +210,13 @@ class Session:
             request = self._inbox.take(self._channel)
             if request is None:
                 return
-            self._handle(requests, request)
+            if self._stopping:
+                close_fds(request.fds)
+                return
+            if not self._channel.lost or request.command not in _ONLY_ANSWERS:
+                self._handle(requests, request)
+            else:
+                close_fds(request.fds)
 
     def _handle(self, requests: Requests, request: PeerRequest) -> None:
         answer = self._outcome(requests, request)
@@ -210,7 +230,7 @@ class Session:
         fds = list(request.fds)
         try:
             return requests.carry_out(request, fds)
-        except Exception as error:
+        except FAILURES as error:
             note(log, self._channel.name, error)
             return errno_of(error)
         finally:
@@ -220,6 +240,8 @@ class Session:
 
     def _ask(self, command: Command, message: messages.DMARead | messages.DMAWrite) -> object:
         channel = self._twin or self._channel
+        if self._stopping:  # between two messages of a long transfer
+            raise DeviceClosed("the server stops", op=command.name, uri=channel.name)
         with self._inbox.asking(self._channel):
             try:
                 return channel.call(command, message).message

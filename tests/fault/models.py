@@ -281,3 +281,17 @@ class Moving(Small):
     def close(self) -> None:
         self._jobs.put(None)
         self._thread.join()
+
+
+class Reader(Small):
+    """Reads 64 MiB of the client's memory in a thread of its own for each write of a register."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool = ThreadPoolExecutor(1)
+
+    def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
+        self._pool.submit(self.dma_read, IOVA, 64 << 20)
+
+    def close(self) -> None:
+        self._pool.shutdown()
