@@ -25,8 +25,8 @@ lint: $(VENV)/dev.stamp ## format, lint and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
-soak: $(VENV)/dev.stamp ## traffic both ways for a minute, then ends that die at 200 random moments
-	PYVFIO_SOAK=60 $(PYTHON) -m pytest tests/soak
+soak: $(VENV)/dev.stamp ## traffic both ways for SECONDS (60), then ends that die at 200 random moments
+	PYVFIO_SOAK=$(SECONDS) $(PYTHON) -m pytest tests/soak
 
 bench: $(VENV)/dev.stamp ## measure, each figure beside its baseline
 	$(PYTHON) -m bench

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ EDU_URI = "PYVFIO_EDU_URI"
 other devices are left out."""
 DEVICES = "PYVFIO_DEVICES"
 """URIs, separated by commas, for the tests of any device, instead of the served models."""
+
+PEERS = {"PYVFIO_QEMU": "QEMU's client", "PYVFIO_LIBVFIO_USER": "libvfio-user's servers"}
+"""Environment variables that name implementations of others, whose tests are left out without."""
 
 os.environ["PCI_IDS_PATH"] = os.devnull  # names are the package's own, whatever is installed here
 
@@ -55,8 +59,17 @@ def _takes_what_is_given(item: pytest.Item) -> bool:
     return "edu" in names and not names & {"testdev", "testdev_server", "edu_server", "serve"}
 
 
+def pytest_configure() -> None:
+    """A run in the background may be begun with SIGINT ignored, which tests send."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many tests ran where, for what tests have recorded of it."""
+    """How many tests ran where, for what tests have recorded of it; which peers were not there."""
+    absent = [f"{what} ({name})" for name, what in PEERS.items() if not os.environ.get(name)]
+    if absent and not os.environ.get(EDU_URI):
+        terminalreporter.write_line(f"peers that were not given: {', '.join(absent)}")
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
     suite = [r for r in reports if r.nodeid.startswith("tests/conformance/") and r.when == "call"]
     if suite and not os.environ.get(EDU_URI):

@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         if args.trace is not None:
+            if not args.trace:
+                raise ValueError("--trace needs the name of a file")
             os.environ[VARIABLE] = os.path.abspath(args.trace)  # processes that we start as well
         start()
         status: int = args.run(args)

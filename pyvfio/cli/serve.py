@@ -15,7 +15,7 @@ from typing import Any
 
 from pyvfio import models
 from pyvfio.server.credentials import Allowed
-from pyvfio.server.listener import Listener
+from pyvfio.server.listener import DEFAULT_MODE, Listener
 from pyvfio.server.quotas import Quotas
 from pyvfio.server.server import Server
 
@@ -53,9 +53,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--mode",
         type=_mode,
-        default=0o600,
         metavar="OCTAL",
-        help="permission bits of the socket file (default 0600)",
+        help=f"permission bits of the socket file (default {DEFAULT_MODE:04o})",
     )
     parser.add_argument(
         "--group",
@@ -157,9 +156,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _listener(args: argparse.Namespace) -> Listener:
-    if args.socket is None:
-        return Listener.inherited(args.fd)
-    return Listener.at(args.socket, args.mode, args.group)
+    if args.socket is not None:
+        mode = DEFAULT_MODE if args.mode is None else args.mode
+        return Listener.at(args.socket, mode, args.group)
+    if args.mode is not None or args.group is not None:
+        raise ValueError("serve: --mode and --group are for a socket file of its own, not for --fd")
+    return Listener.inherited(args.fd)
 
 
 def _allowed(args: argparse.Namespace) -> Allowed | None:

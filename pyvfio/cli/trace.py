@@ -96,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
             print(*map(json.dumps, summary.records()), sep="\n")
     else:
         print("" if args.summary else "\n", summary.as_text(), sep="", end="")
-    return 0
+    # What has lines, but none of a trace, is something else.
+    return 1 if summary.foreign and not summary.lines else 0
 
 
 @contextlib.contextmanager
@@ -140,6 +141,7 @@ def _print_lines(args: argparse.Namespace, lines: Iterator[bytes], summary: Summ
         except ValueError:
             summary.foreign += 1
             continue
+        summary.lines += 1
         since = line["mono"] if since is None else since
         if not _chosen(args, line):
             continue

@@ -60,6 +60,8 @@ class Summary:
         self._processes: dict[str, set[int]] = {}
         self._first: Line | None = None
         self._last: Line | None = None
+        self.lines = 0
+        """Lines of a trace, chosen or not."""
         self.foreign = 0
         """Lines that are none of a trace, or were cut."""
 

@@ -18,6 +18,9 @@ from pyvfio.errors import AccessDenied, DeviceBusy, OpenError
 CLIENTS_WAITING = 16
 """Clients that may wait in the socket's queue while another is served."""
 
+DEFAULT_MODE = 0o600
+"""Permission bits of a socket file: its owner's only."""
+
 
 class Listener(Closing):
     """A socket that clients come from.
@@ -37,7 +40,7 @@ class Listener(Closing):
         self._connected = not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
     @classmethod
-    def at(cls, path: str, mode: int = 0o600, group: int | None = None) -> Listener:
+    def at(cls, path: str, mode: int = DEFAULT_MODE, group: int | None = None) -> Listener:
         """Listen at a path; a socket file there that nobody listens on is replaced.
 
         :param mode: permission bits of the socket file.

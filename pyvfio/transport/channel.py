@@ -60,7 +60,8 @@ from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64
-"""Requests that may wait for a reply at one time; more can block both ends of a socket."""
+"""Requests that may be unanswered at one time, also those that nobody waits for any more; more can
+block both ends of a socket."""
 
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
@@ -227,10 +228,7 @@ class Channel:
 
     def _abandon(self, call: Call) -> bool:
         """Have a reply drained if it still comes; False where it has come, or none can."""
-        abandoned = not self._over() and self._connection.abandon(call.number)
-        if abandoned:
-            self._free_slot()
-        return abandoned
+        return not self._over() and self._connection.abandon(call.number)
 
     # Answers to the peer
 
@@ -636,6 +634,8 @@ class Channel:
             self._complete(event.token, RemoteProtocolError(event.reason, uri=self.name))
         elif isinstance(event, ReplyDropped):
             close_fds(event.fds)
+            with self._lock:
+                self._free_slot()
             log.info("%s: reply %d came too late", self.name, event.id)
             self._note("late reply", id=event.id)
 

@@ -93,6 +93,22 @@ def test_a_socket_of_another_kind_is_refused() -> None:
         assert refused(number) == (3, f"pyvfio: listen on fd {number}: no UNIX stream socket\n")
 
 
+def test_a_socket_that_is_inherited_has_its_permissions_already() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "pyvfio", "serve", "edu", "--fd", str(theirs.fileno())]
+        done = subprocess.run(
+            [*command, "--mode", "666"],
+            cwd=ROOT,
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "--mode and --group are for a socket file" in done.stderr
+
+
 @pytest.mark.parametrize("options", [[], ["--socket", "/tmp/x", "--fd", "3"]], ids=["none", "both"])
 def test_a_server_has_one_socket(options: list[str]) -> None:
     command = [sys.executable, "-m", "pyvfio", "serve", "edu", *options]

@@ -259,6 +259,17 @@ def test_no_such_trace_is_told() -> None:
     )
 
 
+def test_a_file_that_is_no_trace_is_a_failure() -> None:
+    done = pyvfio("trace", __file__)
+    assert done.returncode == FAILED
+    assert "lines are not of a trace" in done.stdout
+
+
+def test_a_trace_needs_a_name() -> None:
+    done = pyvfio("--trace", "", "list")
+    assert (done.returncode, done.stderr) == (USAGE, "pyvfio: --trace needs the name of a file\n")
+
+
 def test_a_command_that_does_not_exist_is_a_usage_error(demo: Path) -> None:
     done = pyvfio("trace", "-c", "FROBNICATE", str(demo))
     assert done.returncode == USAGE

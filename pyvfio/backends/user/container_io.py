@@ -90,6 +90,8 @@ class _Pipeline:
         """Send one more, after the oldest has been answered if there are too many."""
         if len(self._waiting) == WINDOW:
             self._take_oldest()
+        if self._stalled:
+            raise VFIOTimeout("not sent: the server does not answer those before", op=command.name)
         call = self._channel.submit(command, request, fds)
         self._waiting.append((self._sent, call))
         self._sent += 1
