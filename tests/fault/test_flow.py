@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from pyvfio.errors import VFIOError
+from pyvfio.errors import VFIOError, VFIOTimeout
 from pyvfio.transport import send_queue
-from pyvfio.transport.channel import Channel, PeerRequest
+from pyvfio.transport.channel import MAX_IN_FLIGHT, Channel, PeerRequest
 from pyvfio.wire import messages
 from pyvfio.wire.commands import Role
 from pyvfio.wire.connection import RequestReceived
 from pyvfio.wire.header import Command
+from tests.fault import raw
 
 SECONDS = 20.0
 LITTLE = 128 << 10
@@ -126,3 +129,90 @@ def test_both_ends_ask_at_once_for_more_than_is_queued(ends: Ends) -> None:
         job.join()
     assert answers == [True] * 2 * READERS * READS
     assert ends.losses == []
+
+
+# A server of another make: one thread, which reads nothing while it answers
+
+
+def _receive(sock: socket.socket, size: int) -> bytes:
+    """So many bytes; the descriptors that come along are closed."""
+    data = b""
+    while len(data) < size:
+        part, fds, _, _ = socket.recv_fds(sock, min(size - len(data), 1 << 16), 253)
+        raw.close(fds)
+        if not part:
+            raise EOFError
+        data += part
+    return data
+
+
+def _serve_one_by_one(sock: socket.socket) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            head = _receive(sock, 16)
+            message = raw.Message(head + _receive(sock, int.from_bytes(head[4:8], "little") - 16))
+            if message.command == raw.REGION_READ:
+                offset, region, count = message.words("QII")
+                answer = raw.region_range(region, offset, count, bytes(count))
+                sock.sendall(raw.answer(message, answer))
+            elif not message.flags & raw.NO_REPLY:
+                sock.sendall(raw.answer(message))
+
+
+def test_descriptors_that_wait_do_not_keep_answers_from_being_read() -> None:
+    mib = 1 << 20
+    ours, theirs = socket.socketpair()
+    memory, losses = Memory(), list[VFIOError]()
+    client = Channel(
+        ours,
+        Role.CLIENT,
+        name="client",
+        max_data=mib,
+        timeout=SECONDS,
+        on_request=memory,
+        on_lost=losses.append,
+    )
+    server = threading.Thread(target=_serve_one_by_one, args=(theirs,))
+    server.start()
+    eventfd = os.eventfd(0)
+    client.pause_reading(True)  # until all of it is queued
+    reads = [client.submit(Command.REGION_READ, messages.RegionRead(0, 0, mib)) for _ in range(3)]
+    for _ in range(2):
+        client.post(Command.REGION_WRITE, messages.RegionWrite(0, 0, bytes(mib)))
+    flags = raw.EVENTFD | raw.TRIGGER
+    request = messages.SetIRQs(flags, raw.MSIX, 0, send_queue.MAX_QUEUED_FDS)
+    irqs = client.submit(Command.DEVICE_SET_IRQS, request, [eventfd] * send_queue.MAX_QUEUED_FDS)
+    client.pause_reading(False)
+    for call in (*reads, irqs):
+        call.result()
+    theirs.shutdown(socket.SHUT_RDWR)
+    client.close()
+    server.join()
+    theirs.close()
+    os.close(eventfd)
+
+
+def test_requests_that_timed_out_count_until_their_answers_have_come() -> None:
+    ours, theirs = socket.socketpair()
+    losses: list[VFIOError] = []
+    client = Channel(
+        ours,
+        Role.CLIENT,
+        name="client",
+        max_data=1 << 20,
+        timeout=0.05,
+        on_request=Memory(),
+        on_lost=losses.append,
+    )
+    request = messages.RegionRead(0, 0, 1)
+    for _ in range(MAX_IN_FLIGHT):
+        with pytest.raises(VFIOTimeout, match="no reply"):
+            client.call(Command.REGION_READ, request)
+    with pytest.raises(VFIOTimeout, match="64 requests are unanswered"):
+        client.call(Command.REGION_READ, request)
+    server = threading.Thread(target=_serve_one_by_one, args=(theirs,))
+    server.start()
+    assert client.call(Command.REGION_READ, request, timeout=SECONDS).message.data == b"\0"
+    client.close()
+    server.join()
+    theirs.close()

@@ -273,3 +273,73 @@ def test_a_child_does_not_keep_the_server_from_hearing_that_its_parent_is_gone(
         assert parent.wait(START_SECONDS) == 0
         with RawClient(edu_server.path) as client:
             client.negotiate()
+
+
+CLOSING = """
+import os, signal, sys, threading, pyvfio
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+pid = int(sys.argv[2])
+device = pyvfio.open(sys.argv[1])
+signal.signal(signal.SIGALRM, interrupt)
+os.kill(pid, signal.SIGSTOP)
+try:
+    for number in range(20000):
+        device.bars[0].write32(4, number)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        device.close()
+    except KeyboardInterrupt:
+        print("interrupted")
+    device.close()
+finally:
+    os.kill(pid, signal.SIGCONT)
+print(threading.active_count(), any("socket" in os.readlink(f"/proc/self/fd/{name}")
+      for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")))
+"""
+
+
+def test_a_close_that_is_interrupted_is_done_all_the_same(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve("edu")
+    said = run_program(CLOSING, server.uri, str(server.pid))
+    assert said == "interrupted\n1 False\n"
+
+
+TRACED_FORKS = """
+import os, sys, threading, pyvfio
+
+device, over = pyvfio.open(sys.argv[1]), threading.Event()
+
+def traffic():
+    while not over.is_set():
+        device.bars[0].read32(4)
+
+threads = [threading.Thread(target=traffic) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for _ in range(20):
+    pid = os.fork()
+    if not pid:
+        pyvfio.open(sys.argv[2]).close()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+over.set()
+for thread in threads:
+    thread.join()
+device.close()
+print("done")
+"""
+
+
+def test_a_process_that_traces_may_fork(
+    edu_server: ServerProcess,
+    testdev_server: ServerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYVFIO_TRACE", str(tmp_path / "trace"))
+    assert run_program(TRACED_FORKS, edu_server.uri, testdev_server.uri) == "done\n"
