@@ -385,6 +385,7 @@ def test_a_model_is_made_by_its_name(name: str, kind: type[Edu | TestDevice]) ->
 
 def test_a_model_of_ones_own_is_made_by_module_and_class() -> None:
     made = models.make("pyvfio.models.testdev:TestDevice")
+    made.close()
     assert isinstance(made, TestDevice)
 
 
