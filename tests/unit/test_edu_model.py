@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -249,6 +250,17 @@ def test_dma_that_fails_goes_unnoticed(model: Edu, host: Services, command: int)
     source, destination = (BUFFER, 0x1000) if command == TO_HOST else (0x1000, BUFFER)
     run_dma(model, source, destination, 16, command | WITH_IRQ)
     assert read(model, edu.IRQ_STATUS) == edu.DMA_DONE_IRQ
+
+
+@pytest.mark.parametrize("source", [BUFFER, BUFFER - 1], ids=["refused", "outside the buffer"])
+def test_dma_that_fails_is_no_warning(
+    model: Edu, host: Services, caplog: pytest.LogCaptureFixture, source: int
+) -> None:
+    """A guest could fill its host's log."""
+    caplog.set_level(logging.INFO, edu.log.name)
+    host.error = DMAError("not mapped")
+    run_dma(model, source, 0x1000, 16, TO_HOST)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_dma_raises_an_interrupt_where_it_was_asked_for(model: Edu, host: Services) -> None:
