@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import grp
 import os
 import pwd
 import re
 import signal
+import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyvfio import models
@@ -19,6 +22,7 @@ from pyvfio.server.listener import DEFAULT_MODE, Listener
 from pyvfio.server.quotas import Quotas
 from pyvfio.server.server import Server
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _NO_ID = (1 << 32) - 1
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -146,13 +150,41 @@ def run(args: argparse.Namespace) -> int:
         model.close()
         raise
     with server:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
         where = f"fd {args.fd}" if args.socket is None else f"vfio-user:{args.socket}"
         ids = f"{model.identity.vendor_id:04x}:{model.identity.device_id:04x}"
-        print(f"serving {args.model} ({ids}) on {where}", flush=True)
-        server.serve_forever()
+        with _stopped_by_signals(server):
+            print(f"serving {args.model} ({ids}) on {where}", flush=True)
+            server.serve_forever()
     return 0
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(server: Server) -> Iterator[None]:
+    """Have SIGTERM and SIGINT stop the server.
+
+    A thread hears of them.  A handler runs when the main thread is back from its system call, which
+    may be never where the signal came just before the call.
+    """
+    heard, told = socket.socketpair()
+    with heard, told:
+        told.setblocking(False)
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        for number in _ENDING:
+            signal.signal(number, lambda *_: None)
+        thread = threading.Thread(target=_stop_when_told, args=(heard, server), name="signals")
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            told.close()
+            thread.join()
+
+
+def _stop_when_told(heard: socket.socket, server: Server) -> None:
+    while number := heard.recv(1):
+        if number[0] in _ENDING:
+            server.stop()
 
 
 def _listener(args: argparse.Namespace) -> Listener:

@@ -190,7 +190,7 @@ class Edu(DeviceModel):
             self._move(dma)
         except VFIOError as error:
             # On the bus a failed DMA of this device goes unnoticed.
-            log.warning("edu: %s", error)
+            log.info("edu: %s", error)
         with self.lock:
             if generation != self._generation:
                 return
@@ -203,7 +203,7 @@ class Edu(DeviceModel):
         to_host = bool(dma.command & DMA_TO_HOST)
         start = (dma.source if to_host else dma.destination) - BUFFER
         if start < 0 or start + dma.count > BUFFER_SIZE:
-            log.warning("edu: DMA of %d bytes at buffer offset %d", dma.count, start)
+            log.info("edu: DMA of %d bytes at buffer offset %d", dma.count, start)
         elif to_host:
             data = bytes(self._buffer[start : start + dma.count])
             self.dma_write(dma.destination & DMA_MASK, data)

@@ -20,24 +20,32 @@ Registers (little-endian, any width that is aligned):
 0x030   DMA: address in the client's memory (64 bits)
 0x038   DMA: offset in BAR 2 (64 bits)
 0x040   DMA: number of bytes (32 bits)
-0x044   DMA: runs on write; 1 client to BAR 2, 2 BAR 2 to client.  Reads errno, 0 for done
+0x044   DMA: a write starts it; 1 client to BAR 2, 2 BAR 2 to client.  Reads EINPROGRESS while
+        it runs, then its errno, 0 for done
 0x050   doorbell: an ioeventfd kicks it, a write of any width and value
 0x054   doorbell: an ioeventfd kicks it, a write of 4 bytes with the value 0xC0FFEE
 0x058   number of writes and kicks of the doorbell 0x050 so far (32 bits)
 0x05c   number of writes and kicks of the doorbell 0x054 so far (32 bits)
 0x060   value of the last write to a doorbell (64 bits); a kick of 0x050 writes 0
 ======  ==================================================================
+
+DMA runs beside the accesses: the write that starts it is answered at once.  It takes its registers
+as they are then, a second start while it runs is ignored, and a reset drops it.
 """
 
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from pyvfio.errors import DMAError
+from pyvfio.errors import VFIOError
+from pyvfio.memory import ByteArray
+from pyvfio.server.failures import errno_of
 from pyvfio.server.model import (
     DeviceModel,
     Identity,
@@ -63,6 +71,17 @@ TO_DEVICE, TO_CLIENT = 1, 2
 DOORBELL_MATCH = 0xC0FFEE
 
 _STORED = {DMA_ADDRESS: 8, DMA_OFFSET: 8, DMA_COUNT: 4}
+
+_PATIENCE = 1.0
+"""Seconds that a client which has gone is waited for to let go of its DMA."""
+
+
+@dataclass(frozen=True, slots=True)
+class _DMA:
+    direction: int
+    address: int
+    offset: int
+    count: int
 
 
 class TestDevice(DeviceModel):
@@ -98,13 +117,18 @@ class TestDevice(DeviceModel):
 
     def __init__(self) -> None:
         super().__init__()
+        self._work = threading.Condition(self.lock)
+        self._closing = self._moving = False
         self._clear()
+        self._worker = threading.Thread(target=self._run, name="testdev", daemon=True)
+        self._worker.start()
 
     def _clear(self) -> None:
         self._scratch = bytearray(8)
         self._accesses = 0
         self._width = 0
         self._pin = 0
+        self._dma: _DMA | None = None
         self._result = 0
         self._kicks = {DOORBELL: 0, MATCHED_DOORBELL: 0}
         self._kicked = 0
@@ -128,7 +152,7 @@ class TestDevice(DeviceModel):
             ACCESSES: self._accesses,
             WIDTH: self._width,
             PIN: self._pin,
-            DMA_RUN: self._result,
+            DMA_RUN: self._result if self._dma is None else errno.EINPROGRESS,
             KICKS: self._kicks[DOORBELL],
             MATCHED_KICKS: self._kicks[MATCHED_DOORBELL],
             KICKED: self._kicked,
@@ -149,7 +173,7 @@ class TestDevice(DeviceModel):
             self._pin = value & 1
             self.set_intx(bool(self._pin))
         elif offset == DMA_RUN:
-            self._result = self._run_dma(value)
+            self._start_dma(value)
         elif offset in self._kicks:
             self._kicks[offset] += 1
             self._kicked = value
@@ -170,22 +194,65 @@ class TestDevice(DeviceModel):
 
     # DMA
 
-    def _run_dma(self, direction: int) -> int:
-        address, offset = self._stored[DMA_ADDRESS], self._stored[DMA_OFFSET]
-        count = self._stored[DMA_COUNT]
-        if offset + count > MEMORY_SIZE or direction not in (TO_DEVICE, TO_CLIENT):
-            return errno.EINVAL
-        memory = self.bar_memory(MEMORY)[offset : offset + count]
+    def _start_dma(self, direction: int) -> None:
+        if self._dma is not None:
+            return
+        dma = _DMA(direction, *(self._stored[at] for at in (DMA_ADDRESS, DMA_OFFSET, DMA_COUNT)))
+        if dma.offset + dma.count > MEMORY_SIZE or direction not in (TO_DEVICE, TO_CLIENT):
+            self._result = errno.EINVAL
+            return
+        self._dma = dma
+        self._work.notify_all()
+
+    def _run(self) -> None:
+        while (dma := self._next_dma()) is not None:
+            result = self._transfer(dma)
+            with self.lock:
+                if self._dma is dma:
+                    self._dma, self._result = None, result
+
+    def _next_dma(self) -> _DMA | None:
+        """Wait for the next DMA; None at the end."""
+        with self.lock:
+            self._moving = False
+            self._work.notify_all()
+            self._work.wait_for(lambda: self._closing or self._dma is not None)
+            self._moving = not self._closing
+            return self._dma if self._moving else None
+
+    def _transfer(self, dma: _DMA) -> int:
+        """Copy, and return the errno; without the lock, since the client may have to be asked."""
+        memory = self.bar_memory(MEMORY)[dma.offset : dma.offset + dma.count]
         try:
-            if direction == TO_DEVICE:
-                memory[:] = np.frombuffer(self.dma_read(address, count), np.uint8)
+            if dma.direction == TO_DEVICE:
+                self._store_data(dma, memory, self.dma_read(dma.address, dma.count))
             else:
-                self.dma_write(address, memory.tobytes())
-        except DMAError as error:
-            return error.errno or errno.EIO
+                self.dma_write(dma.address, memory.tobytes())
+        except (VFIOError, MemoryError) as error:
+            return errno_of(error)
         return 0
+
+    def _store_data(self, dma: _DMA, memory: ByteArray, data: bytes) -> None:
+        with self.lock:
+            if self._dma is dma:  # neither was the device reset meanwhile, nor has the client gone
+                memory[:] = np.frombuffer(data, np.uint8)
+
+    # Life
 
     def reset(self) -> None:
         """Registers to their power-on state; the memory of BAR 2 keeps its contents."""
         self._clear()
         self.set_intx(False)
+
+    def client_lost(self) -> None:
+        """Its DMA ends with ENOTCONN, before the next client whose memory it might reach."""
+        if self._dma is not None:
+            self._dma, self._result = None, errno.ENOTCONN
+        self._work.wait_for(lambda: not self._moving, _PATIENCE)
+
+    def close(self) -> None:
+        """Stop the worker."""
+        with self.lock:
+            self._closing = True
+            self._work.notify_all()
+        self._worker.join()

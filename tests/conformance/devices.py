@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import select
 from enum import IntEnum
 
 from pyvfio.irq import IRQ
 from pyvfio.pci.device import PCIDevice
+from tests.support import eventually
 
 SOON = 2.0
 """Seconds that something which must happen may take."""
@@ -67,6 +69,7 @@ def run_dma(testdev: PCIDevice, direction: int, iova: int, offset: int, count: i
     registers.write64(Dev.DMA_OFFSET, offset)
     registers.write32(Dev.DMA_COUNT, count)
     registers.write32(Dev.DMA_RUN, direction)
+    assert eventually(lambda: registers.read32(Dev.DMA_RUN) != errno.EINPROGRESS)
     return registers.read32(Dev.DMA_RUN)
 
 

@@ -5,6 +5,7 @@ along, and how to see that a server is well.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 from tests.fault import raw
 from tests.fault.raw import RawClient
-from tests.support import ServerProcess, open_fds
+from tests.support import ServerProcess, eventually, open_fds
 
 BAR0, BAR1, BAR2 = 0, 1, 2
 LIVENESS, IRQ_RAISE, IRQ_ACK = 0x04, 0x60, 0x64
@@ -105,19 +106,46 @@ def prepare_test_dma(client: RawClient, address: int = IOVA, count: int = PAGE) 
 def run_test_dma(client: RawClient, direction: int, address: int = IOVA, count: int = PAGE) -> int:
     """Have the test device copy from or to memory that it maps; returns the errno it saw."""
     prepare_test_dma(client, address, count)
-    client.write32(BAR0, TEST_RUN, direction)
+    start_test_dma(client, direction)
+    return finish_test_dma(client)
+
+
+def start_test_dma(client: RawClient, direction: int) -> None:
+    """Start it with a write that has no reply: what the device asks for is what comes next."""
+    run = raw.register_write(BAR0, TEST_RUN, direction.to_bytes(4, "little"))
+    client.send(raw.frame(raw.REGION_WRITE, run, flags=raw.NO_REPLY))
+
+
+def finish_test_dma(client: RawClient) -> int:
+    """Wait for the end of a DMA that asks for nothing more; returns the errno it saw."""
+    assert eventually(lambda: client.read32(BAR0, TEST_RUN) != errno.EINPROGRESS, raw.SECONDS)
     return client.read32(BAR0, TEST_RUN)
 
 
 def have_test_device_ask(client: RawClient, count: int = PAGE) -> raw.Message:
-    """Have the test device read memory that it got no descriptor for; returns what it sends.
-
-    The register write that has it do so, with the id 7, is answered when it is done.
-    """
+    """Have the test device read memory that it got no descriptor for; returns what it sends."""
     client.done(raw.DMA_MAP, raw.dma_map(IOVA, count))
     prepare_test_dma(client, count=count)
-    run = raw.register_write(BAR0, TEST_RUN, TO_DEVICE.to_bytes(4, "little"))
-    client.send(raw.frame(raw.REGION_WRITE, run, number=7))
+    start_test_dma(client, TO_DEVICE)
+    return _dma_read(client)
+
+
+ASKING = "tests.fault.models:Asking"
+
+
+def have_callback_ask(client: RawClient, count: int = PAGE) -> raw.Message:
+    """Have the model ``Asking`` read memory before it answers a write; returns what it sends.
+
+    Until it has its answer, the server carries out nothing else.  The write has the id 9.
+    """
+    client.enable_bus_master()
+    client.done(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
+    write = raw.register_write(BAR0, 0, count.to_bytes(4, "little"))
+    client.send(raw.frame(raw.REGION_WRITE, write, number=9))
+    return _dma_read(client)
+
+
+def _dma_read(client: RawClient) -> raw.Message:
     request = client.receive()
     assert request.command == raw.DMA_READ
     return request

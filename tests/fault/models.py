@@ -198,6 +198,27 @@ class FailsWhenClosed(Small):
         raise RuntimeError("a mistake of the model")
 
 
+class Asking(Small):
+    """Reads the client's memory in a callback, which the client's other requests wait for.
+
+    ======  ====================================================================
+    0x00    a write of n reads n bytes at the IOVA; reads its errno, 0 for done
+    ======  ====================================================================
+    """
+
+    bars: ClassVar[Mapping[int, ModelBAR]] = {
+        0: ModelBAR(4096),
+        2: ModelBAR(1 << 20, backed=True),
+    }
+
+    def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
+        try:
+            self.dma_read(IOVA, value)
+            self.registers[offset] = 0
+        except VFIOError as error:
+            self.registers[offset] = error.errno or errno.EIO
+
+
 class Copying(Small):
     """Threads of the model's own copy from and to the client's memory all the time.
 

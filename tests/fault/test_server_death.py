@@ -28,6 +28,7 @@ import pyvfio
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOTimeout
 from pyvfio.pci.device import PCIDevice
 from tests.fault import raw
+from tests.fault.clients import ASKING, have_callback_ask, have_test_device_ask
 from tests.fault.raw import RawClient
 from tests.support import (
     ROOT,
@@ -474,20 +475,18 @@ def test_a_server_ends_in_the_middle_of_a_message(server: ServerProcess) -> None
         assert ends(server)
 
 
-def start_dma_by_message(client: RawClient) -> raw.Message:
-    """Have the test device read memory that it got no descriptor for; returns what it sends."""
-    client.enable_bus_master()
-    client.done(raw.DMA_MAP, raw.dma_map(0, PAGE))
-    client.write32(0, 0x40, PAGE)
-    client.send(raw.frame(raw.REGION_WRITE, raw.register_write(0, 0x44, b"\1\0\0\0")))
-    return client.receive()
-
-
-def test_a_server_ends_though_a_client_owes_it_an_answer(serve: Serve) -> None:
-    server = serve("testdev")
+@pytest.mark.parametrize(
+    ("model", "have_it_ask"),
+    [(ASKING, have_callback_ask), ("testdev", have_test_device_ask)],
+    ids=["callback", "thread"],
+)
+def test_a_server_ends_though_a_client_owes_it_an_answer(
+    serve: Serve, model: str, have_it_ask: Callable[[RawClient], raw.Message]
+) -> None:
+    server = serve(model)
     with RawClient(server.path) as client:
         client.negotiate()
-        start_dma_by_message(client)
+        have_it_ask(client)
         assert ends(server)
 
 
@@ -503,10 +502,10 @@ def test_a_server_ends_though_a_client_does_not_read(serve: Serve) -> None:
 def test_a_server_ends_though_a_client_does_not_read_what_the_model_was_waited_for(
     serve: Serve,
 ) -> None:
-    server = serve("testdev")
+    server = serve(ASKING)
     with RawClient(server.path) as client:
         client.negotiate()
-        question = start_dma_by_message(client)
+        question = have_callback_ask(client)
         client.send(raw.frame(raw.REGION_READ, raw.region_range(2, 0, 1 << 20)) * 100)
         time.sleep(0.3)  # until it has read them all
         client.send(raw.refusal(question, errno.EFAULT))

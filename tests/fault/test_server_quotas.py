@@ -16,11 +16,12 @@ from pyvfio.server.quotas import Quotas
 from pyvfio.transport.send_queue import MAX_QUEUED_FDS
 from tests.fault import raw
 from tests.fault.clients import (
+    ASKING,
     BAR2,
     IOVA,
     PAGE,
     eventfds,
-    have_test_device_ask,
+    have_callback_ask,
     held,
     in_step,
     memfd,
@@ -47,6 +48,12 @@ OFFER = (
 def small(host: Callable[..., ServerProcess]) -> ServerProcess:
     """A test device whose clients may take little."""
     return host("testdev", *OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def asking(host: Callable[..., ServerProcess]) -> ServerProcess:
+    """The same of a model that asks for memory in a callback."""
+    return host(ASKING, *OPTIONS)
 
 
 @pytest.fixture
@@ -164,30 +171,30 @@ def test_a_message_beyond_all_quotas_ends_the_connection(small: ServerProcess) -
 
 
 def test_a_client_that_queues_too_much_while_it_is_asked_is_cut_off(
-    small: ServerProcess,
+    asking: ServerProcess,
 ) -> None:
     write = raw.frame(raw.REGION_WRITE, raw.register_write(BAR2, 0, bytes(MAX_DATA)))
-    with RawClient(small.path) as client:
+    with RawClient(asking.path) as client:
         client.negotiate()
-        have_test_device_ask(client)
+        have_callback_ask(client)
         with suppress(ConnectionError):  # cut off before the end
             for _ in range(4 * MAX_QUEUED // MAX_DATA):
                 client.send(write)
         assert client.ended()
-    assert serves(small)
+    assert serves(asking)
 
 
-def test_descriptors_queued_while_it_is_asked_cut_a_client_off(small: ServerProcess) -> None:
-    before = held(small)
-    with RawClient(small.path) as client, eventfds(1) as (fd,):
+def test_descriptors_queued_while_it_is_asked_cut_a_client_off(asking: ServerProcess) -> None:
+    before = held(asking)
+    with RawClient(asking.path) as client, eventfds(1) as (fd,):
         client.negotiate()
-        have_test_device_ask(client)
+        have_callback_ask(client)
         message = raw.frame(raw.DMA_MAP, raw.dma_map(IOVA, PAGE))
         with suppress(ConnectionError):
             for _ in range(4):
                 client.send(message, [fd] * 250)
         assert client.ended()
-    assert held(small) == before
+    assert held(asking) == before
 
 
 def test_a_client_that_pipelines_without_being_asked_is_made_to_wait(

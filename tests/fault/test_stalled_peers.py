@@ -20,6 +20,7 @@ import pyvfio
 from pyvfio.errors import VFIOTimeout
 from pyvfio.pci.device import PCIDevice
 from tests.fault import raw
+from tests.fault.clients import ASKING, IOVA, have_callback_ask
 from tests.fault.raw import Message, Peer, RawClient, RawServer
 from tests.support import ServerProcess, eventually, in_threads, resident
 
@@ -207,30 +208,20 @@ def test_a_client_that_dribbles_its_version_makes_room_for_the_next(
 # A client that has agreed, and then stalls
 
 
-def start_dma(client: RawClient, address: int, count: int) -> Message:
-    """Have the test device read memory that it must ask for; returns what it sends."""
-    client.enable_bus_master()
-    client.done(raw.DMA_MAP, raw.dma_map(address, PAGE))
-    client.write64(0, 0x30, address)
-    client.write32(0, 0x40, count)
-    client.send(raw.frame(raw.REGION_WRITE, raw.register_write(0, 0x44, b"\1\0\0\0"), number=9))
-    return client.receive()
-
-
 def test_a_dma_whose_answer_is_dribbled_times_out_and_leaves_the_stream_in_step(
     serve: Callable[..., ServerProcess],
 ) -> None:
-    server = serve("testdev")
+    server = serve(ASKING)
     with RawClient(server.path) as client:
         client.negotiate()
-        question = start_dma(client, 0x10000, 256)
+        question = have_callback_ask(client, 256)
         with Dribble(lambda: client, pause=0.1) as dribble:
-            dribble.start(raw.answer(question, raw.dma_range(0x10000, 256) + bytes(256)))
+            dribble.start(raw.answer(question, raw.dma_range(IOVA, 256, bytes(256))))
             done = client.receive()
             assert not dribble.finished.is_set()
         assert (done.command, done.number, done.error) == (raw.REGION_WRITE, 9, 0)
-        assert client.read32(0, 0x44) == errno.ETIMEDOUT
-        assert client.read32(0, 0) == 0x54534554
+        assert client.read32(0, 0) == errno.ETIMEDOUT
+        client.done(raw.GET_INFO, raw.device_info(0, 0, 0))
 
 
 def send_until_full(client: RawClient, data: bytes) -> None:
@@ -245,14 +236,14 @@ def send_until_full(client: RawClient, data: bytes) -> None:
 def test_what_a_server_keeps_for_a_client_that_does_not_read_is_bounded(
     serve: Callable[..., ServerProcess], dma: bool
 ) -> None:
-    server = serve("testdev")
+    server = serve(ASKING)
     with RawClient(server.path) as client:
         client.negotiate()
         if dma:
-            start_dma(client, 0x10000, 256)
+            have_callback_ask(client)
         flood = raw.frame(raw.REGION_READ, raw.region_range(2, 0, 1 << 20))
         before = resident(server.pid)
         send_until_full(client, flood * 64)
         assert resident(server.pid) - before < (ASKING_BOUND if dma else BOUND)
     with pyvfio.open(server.uri) as device:
-        assert device.config.vendor_id == 0x1B36
+        assert device.config.vendor_id == 0x1234

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from pyvfio.models import edu, testdev
 from pyvfio.uapi import pci
 from tests.peers.function import Function
@@ -55,6 +57,7 @@ def run_testdev_dma(bus: Qtest, address: int, offset: int, count: int, direction
     bus.store(BAR + testdev.DMA_OFFSET, 8, offset)
     bus.store(BAR + testdev.DMA_COUNT, 4, count)
     bus.store(BAR + testdev.DMA_RUN, 4, direction)
+    assert eventually(lambda: bus.load(BAR + testdev.DMA_RUN, 4) != errno.EINPROGRESS)
     return bus.load(BAR + testdev.DMA_RUN, 4)
 
 

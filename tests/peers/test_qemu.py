@@ -170,8 +170,9 @@ def test_edu_copies_memory_there_and_back(served: Serve, plugged: Start, shared:
     assert machine.bus.read(RESULT, PAGE) == sent
 
 
-def test_a_large_dma_comes_through(served: Serve, plugged: Start) -> None:
-    machine = plugged(served("testdev"))
+@pytest.mark.parametrize("shared", SHARED_OR_NOT)
+def test_a_large_dma_comes_through(served: Serve, plugged: Start, shared: bool) -> None:
+    machine = plugged(served("testdev"), shared=shared)
     driven_testdev(machine)
     sent = noise(LARGE)
     machine.bus.write(DATA, sent)

@@ -33,8 +33,6 @@ Serve = Callable[..., ServerProcess]
 
 SECONDS = 600.0
 """Limit for a guest; on an idle machine a boot takes 20 s, the suite 70 s."""
-WITHOUT_MASTERING = "pyvfio: WARNING: edu: DMA at 0x10000: bus mastering is off [EPERM]"
-"""What the suite has edu's server say."""
 
 pytestmark = pytest.mark.timeout(SECONDS + 60)
 
@@ -88,7 +86,7 @@ def test_the_suite_passes_by_vfio_in_the_guest(
     assert int(suite.get("tests", "0")) > 100
     assert suite.get("skipped") == "0"
     assert (tmp_path / "qemu.log").read_text() == ""
-    assert set(server.stop()[1].splitlines()) == {WITHOUT_MASTERING}
+    assert server.stop() == (0, "")
 
 
 @SLOW

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from pyvfio.memory import ByteArray
 from pyvfio.models import edu
 from pyvfio.models.edu import BUFFER, BUFFER_SIZE, Edu
 from pyvfio.models.testdev import TestDevice
+from pyvfio.server.model import DeviceModel
 from pyvfio.uapi.layout import Buffer
 from tests.support import eventually
 
@@ -24,7 +26,7 @@ TO_DEVICE, TO_HOST, WITH_IRQ = edu.DMA_RUN, edu.DMA_RUN | edu.DMA_TO_HOST, edu.D
 class Services:
     """A server that keeps what the model asks of it."""
 
-    def __init__(self, model: Edu) -> None:
+    def __init__(self, model: DeviceModel) -> None:
         self.model = model
         self.memory = bytearray(1 << 16)
         self.error: DMAError | None = None
@@ -251,6 +253,17 @@ def test_dma_that_fails_goes_unnoticed(model: Edu, host: Services, command: int)
     assert read(model, edu.IRQ_STATUS) == edu.DMA_DONE_IRQ
 
 
+@pytest.mark.parametrize("source", [BUFFER, BUFFER - 1], ids=["refused", "outside the buffer"])
+def test_dma_that_fails_is_no_warning(
+    model: Edu, host: Services, caplog: pytest.LogCaptureFixture, source: int
+) -> None:
+    """A guest could fill its host's log."""
+    caplog.set_level(logging.INFO, edu.log.name)
+    host.error = DMAError("not mapped")
+    run_dma(model, source, 0x1000, 16, TO_HOST)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 def test_dma_raises_an_interrupt_where_it_was_asked_for(model: Edu, host: Services) -> None:
     run_dma(model, 0x1000, BUFFER, 16, TO_DEVICE | WITH_IRQ)
     assert (host.levels, read(model, edu.IRQ_STATUS)) == ([True], edu.DMA_DONE_IRQ)
@@ -385,6 +398,7 @@ def test_a_model_is_made_by_its_name(name: str, kind: type[Edu | TestDevice]) ->
 
 def test_a_model_of_ones_own_is_made_by_module_and_class() -> None:
     made = models.make("pyvfio.models.testdev:TestDevice")
+    made.close()
     assert isinstance(made, TestDevice)
 
 
