@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pyvfio.errors import VFIOError
@@ -184,7 +184,7 @@ class Edu(DeviceModel):
     def _transfer(self, generation: int, dma: _DMA) -> None:
         with self.lock:
             self._work.wait_for(lambda: self._closing, DMA_SECONDS)
-            if self._closing or generation != self._generation:
+            if self._closing or generation != self._generation or dma is not self._dma:
                 return
         try:
             self._move(dma)
@@ -192,7 +192,7 @@ class Edu(DeviceModel):
             # On the bus a failed DMA of this device goes unnoticed.
             log.info("edu: %s", error)
         with self.lock:
-            if generation != self._generation:
+            if generation != self._generation or dma is not self._dma:
                 return
             dma.command &= ~DMA_RUN
             if dma.command & DMA_IRQ:
@@ -218,6 +218,10 @@ class Edu(DeviceModel):
         self._clear()
         self._generation += 1
         self.set_intx(False)
+
+    def client_lost(self) -> None:
+        """A DMA under way is dropped: it was for the memory of the client that has gone."""
+        self._dma = replace(self._dma, command=self._dma.command & ~DMA_RUN)
 
     def close(self) -> None:
         """Stop the worker."""

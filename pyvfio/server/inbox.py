@@ -24,14 +24,6 @@ QUEUED_REQUEST = 512
 """What a queued request costs beyond its bytes on the wire, about."""
 
 
-def _cost(request: PeerRequest) -> int:
-    """What a request takes, in bytes; a read costs what it will have to be answered with."""
-    wanted = 0
-    if isinstance(request, RequestReceived) and request.command is Command.REGION_READ:
-        wanted = request.message.count
-    return request.size + QUEUED_REQUEST + wanted
-
-
 class Inbox:
     """Filled by the thread that reads, emptied by the session, which waits for it.
 
@@ -47,6 +39,7 @@ class Inbox:
         self._bytes = self._fds = 0
         self._asking = 0
         self._most_bytes = quotas.max_queued
+        self._most_data = quotas.max_data
         # What comes in one message more than this does not cut the client off.
         self._most_fds = quotas.max_descriptors + MAX_FDS
         self._pause_bytes = min(BACKLOG, quotas.max_queued // 2)
@@ -61,7 +54,7 @@ class Inbox:
         """
         self._queue.put(request)
         with self._flow:
-            self._bytes += _cost(request)
+            self._bytes += self._cost(request)
             self._fds += len(request.fds)
             if self._bytes > self._most_bytes or self._fds > self._most_fds:
                 raise ConnectionResetError("the client sends more than can be queued")
@@ -72,6 +65,13 @@ class Inbox:
     def end(self) -> None:
         """There will be no more; takes no lock, so that a signal handler may call it."""
         self._queue.put(None)
+
+    def _cost(self, request: PeerRequest) -> int:
+        """What a request takes, in bytes; a read costs what it will have to be answered with."""
+        wanted = 0
+        if isinstance(request, RequestReceived) and request.command is Command.REGION_READ:
+            wanted = min(request.message.count, self._most_data)  # of more, nothing is read
+        return request.size + QUEUED_REQUEST + wanted
 
     def _exceeds(self, most_bytes: int, most_fds: int) -> bool:
         return self._bytes > most_bytes or self._fds > most_fds
@@ -105,7 +105,7 @@ class Inbox:
         request = self._first.popleft()
         if request is not None:
             with self._flow:
-                self._bytes -= _cost(request)
+                self._bytes -= self._cost(request)
                 self._fds -= len(request.fds)
                 if not self._exceeds(self._pause_bytes // 2, self._pause_fds // 2):
                     channel.pause_reading(False)

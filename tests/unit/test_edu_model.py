@@ -352,6 +352,15 @@ def test_a_reset_in_the_middle_of_a_dma_leaves_no_interrupt(model: Edu, host: Se
     assert read(model, edu.IRQ_STATUS) == 0
 
 
+def test_a_client_that_leaves_takes_its_dma_along(model: Edu, host: Services) -> None:
+    """Before it has begun, so that the memory of the next client is not reached."""
+    with model.lock:
+        start_dma(model, 0x1000, BUFFER, 16, TO_DEVICE | WITH_IRQ)
+        model.client_lost()
+    run_dma(model, BUFFER, 0x3000, 1, TO_HOST)
+    assert (host.asked, read(model, edu.IRQ_STATUS)) == ([("write", 0x3000, 1)], 0)
+
+
 @pytest.mark.usefixtures("host")
 def test_a_reset_in_the_middle_of_a_factorial_drops_its_result(
     model: Edu, monkeypatch: pytest.MonkeyPatch
