@@ -16,6 +16,7 @@ from pyvfio.memory import ByteArray
 from pyvfio.models import edu
 from pyvfio.models.edu import BUFFER, BUFFER_SIZE, Edu
 from pyvfio.models.testdev import TestDevice
+from pyvfio.server.model import DeviceModel
 from pyvfio.uapi.layout import Buffer
 from tests.support import eventually
 
@@ -25,7 +26,7 @@ TO_DEVICE, TO_HOST, WITH_IRQ = edu.DMA_RUN, edu.DMA_RUN | edu.DMA_TO_HOST, edu.D
 class Services:
     """A server that keeps what the model asks of it."""
 
-    def __init__(self, model: Edu) -> None:
+    def __init__(self, model: DeviceModel) -> None:
         self.model = model
         self.memory = bytearray(1 << 16)
         self.error: DMAError | None = None
