@@ -98,7 +98,7 @@ def test_a_dma_that_lacks_memory_is_an_error(model: TestDevice, host: Host) -> N
 
     host.during_dma = fail
     start(model)
-    assert finish(model) == errno.EIO
+    assert finish(model) == errno.ENOMEM
 
 
 def test_it_can_be_closed_while_a_dma_runs() -> None:
