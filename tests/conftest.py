@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import tempfile
@@ -110,13 +111,17 @@ def socket_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+_own = itertools.count()
+"""Numbers of servers: one that cannot be stopped does not stand in the way of the next test."""
+
+
 @pytest.fixture
 def serve(socket_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Start servers of a test's own; they are stopped after it."""
     servers: list[ServerProcess] = []
 
     def start(model: str = "edu", *options: str) -> ServerProcess:
-        path = socket_folder / f"own-{len(servers)}.sock"
+        path = socket_folder / f"own-{next(_own)}.sock"
         servers.append(ServerProcess(model, path, *options))
         return servers[-1]
 

@@ -150,8 +150,9 @@ def map_much(client: RawClient) -> None:
         os.close(fd)
 
 
+# With less, a thread may start and have no memory to say so, which Thread.start() waits for.
 @pytest.mark.parametrize("demand", [ask_for_much, map_much])
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", ROOMS[2:])
 def test_a_server_without_memory_goes_on(
     serve: Serve, demand: Callable[[RawClient], None], room: int
 ) -> None:
