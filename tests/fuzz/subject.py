@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 import pyvfio
-from pyvfio.errors import ConnectionLost, VFIOError, VFIOTimeout
+from pyvfio.errors import ConnectionLost, RemoteProtocolError, VFIOError, VFIOTimeout
 from pyvfio.uapi.vfio import PCIRegion
 from tests.fuzz.operations import PAGE, User
 
@@ -69,6 +69,10 @@ def _in_step(dev: pyvfio.PCIDevice) -> str:
                 return "in step" if found == PATTERN else f"read {bytes(found).hex()}"
     except ConnectionLost:
         return "lost"
+    except RemoteProtocolError:
+        if dev.lost:  # what was sent before broke the protocol, and is read only now
+            return "lost"
+        raise
     return "no answer"
 
 
