@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""``make bench``: what a register access, a bulk read and a DMA map cost.
+"""``make bench``: what a register access, a bulk read and DMA maps cost.
 
 Subject and baseline take turns, round after round, so that both meet the same load; the ratio of
 their medians is the result, the absolute figures are an order of magnitude.
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import pyvfio
 from pyvfio.native import mmio
+from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
 from tests.support import ServerProcess
 
@@ -26,6 +27,7 @@ ROUNDS = 15
 REQUEST, REPLY = 32, 36
 """Bytes on the wire of a 4-byte REGION_READ and of its reply."""
 MIB = 1 << 20
+MANY = 1000
 
 
 class Job(NamedTuple):
@@ -57,6 +59,7 @@ def main() -> None:
 def jobs(dev: PCIDevice, ping: Callable[[], None]) -> Iterator[Job]:
     """What is measured."""
     registers, memory = dev.bars[0], dev.bars[2]
+    yield from posted_writes(registers)  # before a region is mapped, which ends them
     yield Job(
         "4-byte region read",
         "bare socket round trip",
@@ -97,7 +100,33 @@ def jobs(dev: PCIDevice, ping: Callable[[], None]) -> Iterator[Job]:
         ping()
 
     yield Job("DMA map and unmap", "two bare round trips", map_and_unmap, ping_twice, 200)
+
+    def one_by_one() -> None:
+        for iova in [dev.dma.map(buffer) for _ in range(MANY)]:
+            dev.dma.unmap(iova, buffer.size)
+
+    def in_a_batch() -> None:
+        with dev.dma.batch():
+            one_by_one()
+
+    what = f"{MANY} maps and unmaps"
+    yield Job(f"{what} in a batch", "one by one", in_a_batch, one_by_one, 1)
     buffer.close()
+
+
+def posted_writes(registers: BAR) -> Iterator[Job]:
+    """Writes that are not waited for, beside those that are."""
+
+    def write(posted: bool) -> Callable[[], None]:
+        def write_many() -> None:
+            registers.posted = posted
+            for value in range(MANY):
+                registers.write32(0x010, value)
+            registers.read32(0x010)
+
+        return write_many
+
+    yield Job(f"{MANY} posted writes and a read", "writes waited for", write(True), write(False), 1)
 
 
 def measure(job: Job) -> tuple[str, ...]:
