@@ -275,7 +275,13 @@ class VFIOBase(Closing, ABC):
             except BaseException:
                 vectors.close()
                 raise
-            return self._move_to(vectors, infos)
+            try:
+                return self._move_to(vectors, infos)
+            except BaseException as error:  # half of it is set up: it is to be tried again
+                if not self.lost:
+                    reason = f"not reached again: {error or type(error).__name__}"
+                    self._mark_lost(ConnectionLost(reason, uri=self.uri))
+                raise
 
     def _check_reconnect(self, timeout: float) -> None:
         self.check_open("reconnect")

@@ -303,15 +303,12 @@ class Container:
             self._maps.renew()
             batch = Batch(())
             io.begin()
-            for entry in self.mappings:
-                operation = Operation(entry, is_map=True)
-                try:
-                    io.dma_map(entry.iova, entry.size, entry.memory, entry.offset, entry.flags)
-                except OSError as error:
-                    batch.refused(operation, error)
-                else:
-                    batch.sent(operation)
-            batch.settle(io.commit())
+            try:
+                self._map_all(batch)
+                batch.settle(io.commit())
+            except BaseException:  # a signal handler's; nothing is left under way
+                io.commit()
+                raise
             failed = [operation for operation in batch.operations if operation.error]
             errors = tuple(self._failure(operation) for operation in failed)
             for found in errors:
@@ -319,6 +316,16 @@ class Container:
                     raise found
             self._keep_what_is_mapped(batch, failed)
             return errors
+
+    def _map_all(self, batch: Batch) -> None:
+        for entry in self.mappings:
+            operation = Operation(entry, is_map=True)
+            try:
+                self._io.dma_map(entry.iova, entry.size, entry.memory, entry.offset, entry.flags)
+            except OSError as error:
+                batch.refused(operation, error)
+            else:
+                batch.sent(operation)
 
     # What became of an operation
 

@@ -56,14 +56,8 @@ class DeviceAccess:
             if mapping is None:
                 raise self._unreachable(iova, size)
             if not mapping.flags & need:
-                raise DMAError(
-                    f"mapped without permission to {need.name}",
-                    iova=iova,
-                    size=size,
-                    op=f"DMA at iova {iova:#x}",
-                    uri=self._uri,
-                    errno=errno.EPERM,
-                )
+                reason = f"mapped without permission to {need.name}"
+                raise self._refused(iova, size, errno.EPERM, reason)
             length = min(end, mapping.last + 1) - at
             try:
                 address = mapping.memory.address
@@ -74,11 +68,8 @@ class DeviceAccess:
         return pieces
 
     def _unreachable(self, iova: int, size: int) -> DMAError:
-        return DMAError(
-            f"{size} bytes that are not all mapped",
-            iova=iova,
-            size=size,
-            op=f"DMA at iova {iova:#x}",
-            uri=self._uri,
-            errno=errno.EFAULT,
-        )
+        return self._refused(iova, size, errno.EFAULT, f"{size} bytes that are not all mapped")
+
+    def _refused(self, iova: int, size: int, number: int, reason: str) -> DMAError:
+        op = f"DMA at iova {iova:#x}"
+        return DMAError(reason, iova=iova, size=size, op=op, uri=self._uri, errno=number)

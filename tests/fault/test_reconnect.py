@@ -512,6 +512,22 @@ def test_interrupts_that_are_refused_are_told_and_closed(path: Path, prepared: P
 
 
 @pytest.mark.parametrize("command", [raw.DMA_MAP, raw.SET_IRQS])
+def test_an_interrupt_half_way_leaves_the_device_lost(
+    path: Path, prepared: Prepared, command: int
+) -> None:
+    with RawServer(path) as server:
+        server.handlers[command] = lambda _: os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            prepared.device.reconnect()
+        assert prepared.device.lost
+    with RawServer(path) as server:
+        done = prepared.device.reconnect()
+        assert (done.maps, done.vectors, done.failures) == (3, 2, ())
+        with prepared.device.dma.alloc(PAGE):
+            assert len(prepared.device.dma.mappings) == 4
+
+
+@pytest.mark.parametrize("command", [raw.DMA_MAP, raw.SET_IRQS])
 def test_a_server_that_goes_again_meanwhile_costs_nothing(
     path: Path, prepared: Prepared, command: int
 ) -> None:
