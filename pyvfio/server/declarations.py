@@ -39,6 +39,8 @@ def check(model: DeviceModel) -> None:
     _check_identity(model.identity)
     for number, bar in model.bars.items():
         _check_bar(number, bar, model.bars)
+    if model.rom:
+        pci.rom_size(len(model.rom))
     if not 0 <= model.interrupt_pin <= _MAX_PIN:
         raise ValueError(f"there is no interrupt pin {model.interrupt_pin}")
     if model.msi is not None:

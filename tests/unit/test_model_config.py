@@ -161,6 +161,20 @@ def test_there_is_no_expansion_rom() -> None:
     assert config.get(pci.ROM_ADDRESS) == 0
 
 
+@pytest.mark.parametrize(
+    ("length", "sized"), [(1, 0xFFFF_F801), (2049, 0xFFFF_F001), (16 * MIB, 0xFF00_0001)]
+)
+def test_all_ones_show_the_size_of_a_rom(length: int, sized: int) -> None:
+    config = declared(rom=bytes(length))
+    config.write(pci.ROM_ADDRESS.offset, ALL_ONES)
+    assert config.get(pci.ROM_ADDRESS) == sized
+
+
+def test_a_rom_larger_than_there_may_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="expansion ROM"):
+        declared(rom=bytes(16 * MIB + 1))
+
+
 # What a client may write
 
 

@@ -85,6 +85,8 @@ PCI_NUMBERS = {
     "BAR_PREFETCH": "PCI_BASE_ADDRESS_MEM_PREFETCH",
     "BAR_IO_MASK": "~PCI_BASE_ADDRESS_IO_MASK",  # C's masks keep the address instead
     "BAR_MEM_MASK": "~PCI_BASE_ADDRESS_MEM_MASK",
+    "ROM_ADDRESS_ENABLE": "PCI_ROM_ADDRESS_ENABLE",
+    "ROM_ADDRESS_MASK": "PCI_ROM_ADDRESS_MASK",
     "MSI_CONTROL_ENABLE": "PCI_MSI_FLAGS_ENABLE",
     "MSI_CONTROL_MULTIPLE_CAPABLE": "PCI_MSI_FLAGS_QMASK",
     "MSI_CONTROL_MULTIPLE_ENABLE": "PCI_MSI_FLAGS_QSIZE",
@@ -317,6 +319,20 @@ def test_registers_of_the_header_do_not_overlap() -> None:
 )
 def test_every_capability_id_has_a_name(enum: type[IntEnum], names: dict[int, str]) -> None:
     assert set(names) == set(enum)
+
+
+@pytest.mark.parametrize(
+    ("length", "size"),
+    [(1, 2048), (2048, 2048), (2049, 4096), (1 << 20, 1 << 20), (16 << 20, 16 << 20)],
+)
+def test_an_expansion_rom_claims_a_power_of_two_of_at_least_2_kib(length: int, size: int) -> None:
+    assert pci.rom_size(length) == size
+
+
+@pytest.mark.parametrize("length", [0, -1, (16 << 20) + 1, 2 << 30])
+def test_no_expansion_rom_is_empty_or_larger_than_16_mib(length: int) -> None:
+    with pytest.raises(ValueError, match="expansion ROM"):
+        pci.rom_size(length)
 
 
 # Structs
