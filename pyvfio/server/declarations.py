@@ -78,7 +78,8 @@ def _check_bar(number: int, bar: ModelBAR, bars: Mapping[int, ModelBAR]) -> None
         raise ValueError(f"BAR {number} cannot be mapped: it is not backed memory")
     end = 0
     for offset, size in sorted(bar.mappable):
-        if size <= 0 or offset % PAGE_SIZE or size % PAGE_SIZE:
+        whole = size % PAGE_SIZE == 0 or (offset, size) == (0, bar.size)
+        if size <= 0 or offset % PAGE_SIZE or not whole:
             raise ValueError(f"BAR {number} cannot be mapped at {offset:#x}: not whole pages")
         if offset < end or offset + size > bar.size:
             raise ValueError(f"BAR {number} has no room for the area at {offset:#x}")

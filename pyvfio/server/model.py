@@ -39,7 +39,8 @@ class ModelBAR:
     :ivar size: bytes, a power of two.
     :ivar type: the space that it claims; a 64-bit BAR takes two numbers.
     :ivar backed: the server keeps its contents in shared memory, without callbacks.
-    :ivar mappable: (offset, size) of the parts of a backed BAR that clients may map, whole pages.
+    :ivar mappable: (offset, size) of the parts of a backed BAR that clients may map: whole pages,
+        or all of a BAR that is smaller than a page.
     """
 
     size: int

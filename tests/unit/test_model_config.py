@@ -363,6 +363,10 @@ def test_express_offers_a_function_reset_where_the_model_can_be_reset(resettable
 # Declarations that contradict each other or do not fit
 
 
+def test_all_of_a_bar_smaller_than_a_page_may_be_mapped() -> None:
+    with_bars({0: ModelBAR(256, backed=True, mappable=((0, 256),))})
+
+
 IMPOSSIBLE_BARS: dict[str, Mapping[int, ModelBAR]] = {
     "no such number": {6: ModelBAR(4096)},
     "negative number": {-1: ModelBAR(4096)},
@@ -381,6 +385,7 @@ IMPOSSIBLE_BARS: dict[str, Mapping[int, ModelBAR]] = {
     "area behind the end": {0: ModelBAR(MIB, backed=True, mappable=((MIB, 4096),))},
     "area not at a page": {0: ModelBAR(MIB, backed=True, mappable=((16, 4096),))},
     "area of no whole pages": {0: ModelBAR(MIB, backed=True, mappable=((0, 100),))},
+    "part of a BAR below a page": {0: ModelBAR(256, backed=True, mappable=((0, 128),))},
     "area of nothing": {0: ModelBAR(MIB, backed=True, mappable=((0, 0),))},
     "areas that overlap": {0: ModelBAR(MIB, backed=True, mappable=((0, 8192), (4096, 8192)))},
 }
