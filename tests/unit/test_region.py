@@ -217,9 +217,7 @@ def test_a_view_of_what_may_only_be_read_is_read_only(device: FakeIO, fd: int) -
 
 
 @pytest.mark.parametrize("size", [16, 256, PAGE + 256])
-def test_the_last_page_of_a_region_may_be_a_part_of_one(
-    device: FakeIO, fd: int, size: int
-) -> None:
+def test_the_last_page_of_a_region_may_be_a_part_of_one(device: FakeIO, fd: int, size: int) -> None:
     flags = READ_WRITE | RegionFlags.MMAP
     region = Region(device, RegionInfo(2, flags, size, fd, areas=(MmapArea(0, size),)), "fake:x")
     region.write32(size - 4, 0x12345678)
