@@ -64,7 +64,7 @@ class GuestBAR(Closing):
     :param areas: what of the device's the guest may reach without a trap.
     :param name: how messages call the function.
     :param on_access: called after each trapped access.
-    :param mmap: whether anything is mapped.
+    :param mmap: whether the guest may reach anything without a trap.
     :ivar base: the BAR's memory, for the BAR's register.  What is the device's in it has priority
         0; others may put regions in front.
     :ivar trapped: makes accesses on the device; None where the device has no such BAR.
@@ -147,9 +147,7 @@ class GuestBAR(Closing):
             parent.add(self.base, offset, wanted)
 
     def close(self) -> None:
-        """Take what is the device's out of the memory map.  May be repeated."""
-        if self.base.parent is not None:
-            self.base.parent.remove(self.base)
+        """Take what is the device's out of :attr:`base`, wherever that is.  May be repeated."""
         for region in self._own:
             self.base.remove(region)
         for region in self._mapped.regions:
@@ -164,7 +162,7 @@ class GuestBARs(Mapping[int, GuestBAR], Closing):
     :param topology: the memory map that the BARs appear in.
     :param name: how messages call the function.
     :param on_access: called after each trapped access.
-    :param mmap: whether anything is mapped.
+    :param mmap: whether the guest may reach anything without a trap.
     :raises RegionError: the device says of a BAR what cannot be, or nothing.
     """
 
@@ -217,7 +215,7 @@ class GuestBARs(Mapping[int, GuestBAR], Closing):
                 bar.set_mmaps(enabled)
 
     def close(self) -> None:
-        """Take the BARs out of the memory map.  May be repeated."""
+        """As :meth:`GuestBAR.close` for all, at once.  May be repeated."""
         with self._topology.transaction():
             for bar in self.values():
                 bar.close()

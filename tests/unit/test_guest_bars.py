@@ -12,13 +12,16 @@ from typing import NamedTuple
 import pytest
 
 import pyvfio
+from pyvfio.emulator.bar_registers import BARRegisters
 from pyvfio.emulator.bars import GuestBAR, GuestBARs
+from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.memory import MemoryRegion, MMIORegion
 from pyvfio.emulator.msix_layout import BARSpec, MSIXLayout
 from pyvfio.errors import DeviceClosed, RegionError
 from pyvfio.memory import PAGE_SIZE, SharedMemory
 from pyvfio.pci.device import PCIDevice
-from pyvfio.uapi.pci import BARType
+from pyvfio.uapi import pci
+from pyvfio.uapi.pci import BARType, Command
 from pyvfio.vectors import MmapArea
 from tests.fault import raw
 from tests.fault.raw import RawServer
@@ -402,6 +405,37 @@ def nothing() -> None:
     """Nobody wants to know of accesses."""
 
 
+@pytest.fixture
+def placed(dev: PCIDevice, map_: GuestMap, bars: GuestBARs) -> Iterator[EmulatedConfig]:
+    """Configuration space in which the guest places the BARs."""
+    config = EmulatedConfig(dev.config, pci.CONFIG_SIZE, "guest")
+    config.set(pci.COMMAND, 0)
+    with BARRegisters(config, map_.bus) as registers:
+        for number, bar in bars.items():
+            registers.register(number, bar.type, bar.prefetchable, bar.base, bar.moved)
+        yield config
+
+
+def test_a_guest_that_places_it_decides_whether_it_fills_a_page(
+    placed: EmulatedConfig, map_: GuestMap, bars: GuestBARs
+) -> None:
+    register = pci.BASE_ADDRESS_0.offset + 4 * 4
+
+    def seen(address: int, command: Command = Command.MEMORY) -> list[Seen]:
+        placed.write(register, 4, address)
+        placed.write(pci.COMMAND.offset, 2, command)
+        return map_.seen()
+
+    assert seen(BASE) == [PAGE_OF_BAR]
+    assert seen(BASE + 0x400) == [Seen(BASE + 0x400, 0x100, "ramd")]
+    assert seen(BASE) == [PAGE_OF_BAR]
+    assert seen(BASE, Command.IO) == []
+    assert seen(0xFFFF_FFFF) == []
+    assert placed.read(register, 4) == 0xFFFF_FF00
+    assert bars[4].base.size == 0x100
+    assert seen(BASE) == [PAGE_OF_BAR]
+
+
 # Devices that say what cannot be
 
 
@@ -523,7 +557,7 @@ def test_an_area_of_no_bytes_is_none(dev: PCIDevice, map_: GuestMap) -> None:
 # The end
 
 
-def test_closing_takes_the_bars_out_of_the_map(
+def test_closing_leaves_nothing_of_the_devices_in_the_map(
     dev: PCIDevice, map_: GuestMap, trapped: list[None]
 ) -> None:
     bars = make(dev, map_, trapped)
