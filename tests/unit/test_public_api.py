@@ -147,8 +147,6 @@ def test_imports_go_down_only() -> None:
         ("backends.user.device", "pci.device"),
         ("drivers.edu", "models.edu"),
         ("drivers.edu", ""),
-        ("emulator.dma_listener", "drivers.edu"),
-        ("pci.bars", "emulator.memory"),
         ("wire.header", "native.mmio"),
         ("region", "pci.bars"),
         ("errors", "uapi.vfio"),

@@ -102,6 +102,7 @@ class KernelDeviceIO(DeviceIO):
         if free > 0:  # nothing was enabled: the host has no more vectors left
             raise IRQError(
                 f"the host has {free} vectors left",
+                available=free,
                 op=f"enable {count} vectors of irq {index}",
                 errno=errno.ENOSPC,
             )
