@@ -57,7 +57,8 @@ def add_extended_capabilities(config: EmulatedConfig, bus: BusKind) -> None:
 
 
 def _add(config: EmulatedConfig, capability: Original) -> bool:
-    """Prepare a capability; returns whether the guest is to see it."""
+    """Prepare a capability, which leads nowhere yet; returns whether the guest is to see it."""
+    config.emulate(_HEADER, 0, _NEXT, capability.offset)
     if capability.id in _HIDDEN:
         log.debug("%s: extended capability %#x is hidden", config.name, capability.id)
         return False

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from pyvfio.emulator.bar_registers import BARRegisters
-from pyvfio.emulator.bus import Bus
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.header import set_up_header
-from pyvfio.emulator.host import Host, Requester
-from pyvfio.emulator.memory import MemoryListener, MemoryRegion, MMIORegion, Section, Topology
+from pyvfio.emulator.memory import MemoryListener, MemoryRegion, MMIORegion, Section
 from pyvfio.emulator.options import FunctionOptions
 from pyvfio.errors import DMAError
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, Command
 from pyvfio.uapi.vfio import PCIRegion
+from tests.unit.quiet_bus import quiet_bus
 from tests.unit.raw_config import RawConfig
 
 MEM32, MEM64, IO = BARType.MEM32, BARType.MEM64, BARType.IO
@@ -26,16 +25,6 @@ COMMAND, BAR0, BAR1, BAR2, ROM_AT = 0x04, 0x10, 0x14, 0x18, 0x30
 PM_AT = 0x40
 ALL = 0xFFFF_FFFF
 MIB, GIB = 1 << 20, 1 << 30
-
-
-class NoHost(Host):
-    """No interrupt comes of these tests."""
-
-    def send_msi(self, function: Requester, address: int, data: int) -> None:
-        raise AssertionError("an MSI")
-
-    def set_pin(self, function: Requester, pin: int, level: bool) -> None:
-        raise AssertionError("a pin")
 
 
 class Silence:
@@ -77,14 +66,12 @@ class Function:
     """
 
     def __init__(self) -> None:
-        self.topology = Topology()
-        memory, io = MemoryRegion("memory", 1 << 64), MemoryRegion("io", 1 << 16)
-        self.memory = self.topology.space("memory", memory)
-        self.io = self.topology.space("io", io)
+        bus = quiet_bus()
+        self.topology = bus.topology
+        self.memory, self.io = bus.topology.spaces
         self.heard = Heard()
         self.memory.add_listener(self.heard)
         self.heard.commits.clear()
-        bus = Bus(self.topology, memory=memory, io=io, dma=self.memory, host=NoHost())
         self.device = RawConfig()
         self.config = EmulatedConfig(self.device.region, 4096, "guest")
         set_up_header(self.config, FunctionOptions())
