@@ -28,7 +28,7 @@ from tests.fault import raw
 from tests.fault.raw import RawServer
 from tests.support import ServerProcess
 from tests.unit.emulator_models import FAILING, MAPPABLE, RECORD
-from tests.unit.guest_map import Commits, GuestMap, Seen
+from tests.unit.guest_map import Commits, GuestMap, Seen, nothing
 
 BASE = 0x1000_0000
 """Where the tests put a BAR."""
@@ -400,10 +400,6 @@ class Zeros:
 
     def write(self, offset: int, width: int, value: int) -> None:
         """Dropped."""
-
-
-def nothing() -> None:
-    """Nobody wants to know of accesses."""
 
 
 @pytest.fixture

@@ -19,16 +19,12 @@ from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import Command
 from tests.guest.suite.conftest import bound
-from tests.unit.guest_map import GuestMap, Seen
+from tests.unit.guest_map import GuestMap, Seen, nothing
 
 IVSHMEM = "1af4:1110"
 BASE = 0x1000_0000
 STATUS = 0x0008
 """A register of the network adapter."""
-
-
-def nothing() -> None:
-    """Nobody wants to know of accesses."""
 
 
 @pytest.fixture
