@@ -10,6 +10,10 @@ from pyvfio.emulator.host import Host, Requester
 from pyvfio.emulator.memory import AddressSpace, MemoryListener, MemoryRegion, Topology
 
 
+def nothing() -> None:
+    """What is done after a trapped access where nobody wants to know of it."""
+
+
 class NoHost(Host):
     """A host that is asked nothing."""
 

@@ -15,6 +15,7 @@ import pyvfio
 from pyvfio.emulator.bar_registers import BARRegisters
 from pyvfio.emulator.bars import GuestBAR, GuestBARs
 from pyvfio.emulator.config import EmulatedConfig
+from pyvfio.emulator.dma_listener import DMAListener
 from pyvfio.emulator.memory import MemoryRegion, MMIORegion
 from pyvfio.emulator.msix_layout import BARSpec, MSIXLayout
 from pyvfio.errors import DeviceClosed, RegionError
@@ -27,7 +28,7 @@ from tests.fault import raw
 from tests.fault.raw import RawServer
 from tests.support import ServerProcess
 from tests.unit.emulator_models import FAILING, MAPPABLE, RECORD
-from tests.unit.guest_map import Commits, GuestMap, Seen
+from tests.unit.guest_map import Commits, GuestMap, Seen, nothing
 
 BASE = 0x1000_0000
 """Where the tests put a BAR."""
@@ -401,10 +402,6 @@ class Zeros:
         """Dropped."""
 
 
-def nothing() -> None:
-    """Nobody wants to know of accesses."""
-
-
 @pytest.fixture
 def placed(dev: PCIDevice, map_: GuestMap, bars: GuestBARs) -> Iterator[EmulatedConfig]:
     """Configuration space in which the guest places the BARs."""
@@ -434,6 +431,26 @@ def test_a_guest_that_places_it_decides_whether_it_fills_a_page(
     assert placed.read(register, 4) == 0xFFFF_FF00
     assert bars[4].base.size == 0x100
     assert seen(BASE) == [PAGE_OF_BAR]
+
+
+def test_another_device_can_reach_what_fills_a_page(
+    testdev: PCIDevice, map_: GuestMap, bars: GuestBARs
+) -> None:
+    listener = DMAListener(testdev.dma, testdev.uri)
+    listener.attach(map_.memory)
+    place(map_, bars[4])
+    place(map_, bars[2], BASE + 0x10_0000)
+    mapped = [(entry.iova, entry.size) for entry in testdev.dma.mappings]
+    assert mapped == [(BASE, PAGE_SIZE)] + [
+        (BASE + 0x10_0000 + offset, size) for offset, size in MAPPABLE
+    ]
+    bars.set_mmaps(False)
+    assert testdev.dma.mappings == ()
+    bars.set_mmaps(True)
+    assert len(testdev.dma.mappings) == len(mapped)
+    bars.close()
+    assert testdev.dma.mappings == ()
+    listener.detach()
 
 
 # Devices that say what cannot be

@@ -19,7 +19,7 @@ from pyvfio.emulator.quirks.rtl8168 import RTL8168MSIXWindow
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
 from tests.support import ServerProcess
-from tests.unit.guest_map import GuestMap, Seen
+from tests.unit.guest_map import GuestMap, Seen, nothing
 
 BASE = 0x1000_0000
 DATA, ADDRESS, WRITTEN = 0x70, 0x74, 0x78
@@ -97,10 +97,6 @@ def set_up(dev: PCIDevice, *, table: Table | None, shown: int | None = None) -> 
             quirks.set_up_config()
             quirks.set_up_bars()
             yield Guest(dev, map_, bars, table or Table(), quirks)
-
-
-def nothing() -> None:
-    """Nobody wants to know of accesses."""
 
 
 @pytest.fixture
