@@ -6,7 +6,6 @@ Facts: QEMU's hw/pci/msi.c, ``vfio_msi_enable`` and ``vfio_update_msi``.
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 from pyvfio.emulator.config import EmulatedConfig
@@ -15,8 +14,6 @@ from pyvfio.emulator.messages import Message, MessageVector, Messenger
 from pyvfio.errors import IRQError
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import Register
-
-log = logging.getLogger(__name__)
 
 _CAPABLE_SHIFT, _ENABLED_SHIFT = 1, 4
 _MAX_ORDER = 5
@@ -141,11 +138,10 @@ class GuestMSI:
             self._irqs.set_eventfds(0, [found.preferred_fd for found in self._vectors])
         except BaseException as error:
             self.disable()  # several messages may have been needed, and some gone through
-            available = error.available if isinstance(error, IRQError) else None
-            if available is None or not 0 < available < count:
+            if not isinstance(error, IRQError) or not 0 < (error.available or 0) < count:
                 raise
-            log.warning("only %d of %d MSI vectors can be had: %s", available, count, error)
-            return available
+            self._irqs.report(f"enable {count} vectors of", error)
+            return error.available or 0
         return 0
 
     def disable(self) -> None:

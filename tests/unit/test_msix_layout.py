@@ -4,130 +4,35 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from pyvfio.base import VFIOBase
 from pyvfio.emulator.msix_layout import BARSpec, MSIXLayout
 from pyvfio.errors import RegionError, UnsupportedError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.pci.msix import Location
-from pyvfio.region import Posting
-from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.pci import BARType
-from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags, PCIRegion, RegionFlags
-from pyvfio.vectors import ContainerIO, DeviceInfo, DeviceIO, IRQInfo, MmapArea, RegionInfo
+from pyvfio.uapi.vfio import IRQFlags
+from tests.unit.declared import IO, MEM32, MEM64, URI, BARs, DeclaredIO, declared
 
 PAGE = 4096
 MSIX_AT = 0x40
-MEM32, MEM64, IO = 0x0, 0x4, 0x1
-
-
-@dataclass
-class Declared:
-    """What a device says of itself.
-
-    :ivar bars: (bytes, low bits of the register, areas that can be mapped) by number.
-    :ivar msix: entries, table register, PBA register; None: no such capability.
-    """
-
-    bars: Mapping[int, tuple[int, int, Sequence[tuple[int, int]]]]
-    msix: tuple[int, int, int] | None
-    ids: tuple[int, int] = (0x1AF4, 0x1100)
-    msix_mappable: bool = False
-    irq_flags: IRQFlags = IRQFlags.EVENTFD
-    capability_at: int = MSIX_AT
-    config: bytearray = field(default_factory=lambda: bytearray(256))
-
-    def __post_init__(self) -> None:
-        struct.pack_into("<HH", self.config, 0, *self.ids)
-        for number, (_, bits, _) in self.bars.items():
-            struct.pack_into("<I", self.config, 0x10 + 4 * number, bits)
-        if self.msix is not None:
-            entries, table, pba = self.msix
-            self.config[6] = 0x10
-            self.config[0x34] = self.capability_at
-            capability = struct.pack("<BBHII", 0x11, 0, entries - 1, table, pba)
-            self.config[self.capability_at : 256] = capability.ljust(256, b"\0")[
-                : 256 - self.capability_at
-            ]
-
-
-class DeclaredIO(DeviceIO):
-    """A device that is only what it says of itself."""
-
-    def __init__(self, declared: Declared) -> None:
-        self.declared = declared
-
-    def get_info(self) -> DeviceInfo:
-        return DeviceInfo(DeviceFlags.PCI, 9, 5)
-
-    def get_region_info(self, index: int) -> RegionInfo:
-        flags = RegionFlags.READ | RegionFlags.WRITE
-        if index == PCIRegion.CONFIG:
-            return RegionInfo(index, flags, len(self.declared.config))
-        size, _, areas = self.declared.bars.get(index, (0, 0, ()))
-        mapped = tuple(MmapArea(*area) for area in areas)
-        mappable = self.declared.msix_mappable
-        return RegionInfo(index, flags, size, areas=mapped, msix_mappable=mappable)
-
-    def get_irq_info(self, index: int) -> IRQInfo:
-        return IRQInfo(index, self.declared.irq_flags, 32)
-
-    def region_read(self, index: int, offset: int, size: int) -> Buffer:
-        return self.declared.config[offset : offset + size]
-
-    def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
-        return len(data)
-
-    def set_irqs(
-        self,
-        index: int,
-        action: IRQSetFlags,
-        start: int,
-        count: int,
-        *,
-        eventfds: Sequence[int] | None = None,
-        bools: Sequence[bool] | None = None,
-    ) -> None:
-        raise NotImplementedError
-
-    def flush(self) -> None:
-        raise NotImplementedError
-
-    def reset(self) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-
-class DeclaredBase(VFIOBase):
-    """A device without an IO address space."""
-
-    def __init__(self, declared: Declared) -> None:
-        super().__init__("fake:declared")
-        self._io = DeclaredIO(declared)
-        self._info = self._io.get_info()
-        self._posting = Posting(self.flush)
-
-    @property
-    def device_io(self) -> DeviceIO:
-        return self._io
-
-    @property
-    def container_io(self) -> ContainerIO:
-        raise NotImplementedError
 
 
 def device(
-    bars: Mapping[int, tuple[int, int, Sequence[tuple[int, int]]]],
+    bars: BARs,
     msix: tuple[int, int, int] | None = (32, 0, 0x800),
-    **rest: object,
+    at: int = MSIX_AT,
+    **rest: Any,
 ) -> PCIDevice:
-    return PCIDevice(DeclaredBase(Declared(bars, msix, **rest)))  # type: ignore[arg-type]
+    """A device with BARs, and an MSI-X capability of (entries, table register, PBA register)."""
+    capabilities = {}
+    if msix is not None:
+        entries, table, pba = msix
+        capabilities[at] = struct.pack("<BHII", 0x11, entries - 1, table, pba)
+    return declared(DeclaredIO(bars, capabilities, **rest))
 
 
 def probe(dev: PCIDevice, relocation: int | None = None) -> MSIXLayout:
@@ -141,6 +46,7 @@ def areas(layout: MSIXLayout, number: int) -> list[tuple[int, int]]:
 
 
 def whole(size: int, bits: int = MEM32) -> tuple[int, int, Sequence[tuple[int, int]]]:
+    """A BAR that can be mapped as a whole."""
     return size, bits, [(0, size)]
 
 
@@ -164,7 +70,7 @@ def test_whether_vectors_come_one_by_one_is_what_the_index_says(flags: IRQFlags)
 
 def test_a_capability_that_leaves_configuration_space_is_an_error() -> None:
     with pytest.raises(RegionError):
-        probe(device({0: whole(PAGE)}, capability_at=0xF8))
+        probe(device({0: whole(PAGE)}, at=0xF8))
 
 
 # Places that make no sense
@@ -189,7 +95,7 @@ def test_a_place_that_is_not_there_is_refused(msix: tuple[int, int, int], named:
     dev = device({0: whole(PAGE), 4: (32, IO, [])}, msix)
     with pytest.raises(UnsupportedError, match=f"{named} is at .* \\(FunctionOptions") as raised:
         probe(dev)
-    assert raised.value.uri == "fake:declared"
+    assert raised.value.uri == URI
 
 
 @pytest.mark.parametrize("pba", [0, 0x1F8])
