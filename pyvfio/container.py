@@ -327,7 +327,7 @@ class Container:
             operation = Operation(entry, is_map=True)
             try:
                 self._io.dma_map(entry.iova, entry.size, entry.memory, entry.offset, entry.flags)
-            except OSError as error:
+            except (OSError, DeviceClosed) as error:  # memory of a device that is gone, too
                 batch.refused(operation, error)
             else:
                 batch.sent(operation)

@@ -171,8 +171,8 @@ class GuestFunction(Closing):
         :raises VFIOError: as :meth:`PCIDevice.reconnect`.
         """
         parts = self.realized
-        done = self.dev.reconnect(timeout)
-        parts.bus.attach_again(self.dev.dma)
+        with parts.bus.detached(self.dev.dma):
+            done = self.dev.reconnect(timeout)
         parts.interrupts.load(parts.interrupts.save())
         return done
 

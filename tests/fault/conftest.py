@@ -42,3 +42,26 @@ def host(socket_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
             return servers.enter_context(ServerProcess(model, path, *options))
 
         yield start
+
+
+@pytest.fixture
+def path(socket_folder: Path) -> Path:
+    """Where a server is started again and again."""
+    return socket_folder / "again.sock"
+
+
+@pytest.fixture
+def served(path: Path) -> Iterator[Callable[[str], ServerProcess]]:
+    """Start a model at the same path each time; the last server is stopped after the test."""
+    servers: list[ServerProcess] = []
+
+    def start(model: str = "testdev") -> ServerProcess:
+        while servers:
+            servers[-1].kill()
+            servers.pop().stop()
+        servers.append(ServerProcess(model, path))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
