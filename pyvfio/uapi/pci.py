@@ -100,6 +100,23 @@ BAR_MEM_MASK = 0xF
 ROM_ADDRESS_ENABLE = 0x1
 ROM_ADDRESS_MASK = 0xFFFF_F800
 
+ROM_ADDRESS_ENABLE = 0x1
+ROM_ADDRESS_MASK = 0xFFFF_F800
+
+_LARGEST_ROM = 16 << 20
+
+
+def rom_size(length: int) -> int:
+    """Bytes of memory that an expansion ROM of ``length`` bytes claims: a power of two.
+
+    :raises ValueError: none, or more than the 16 MiB that one may have (PCI Local Bus
+        Specification 3.0, 6.2.5.2).
+    """
+    if not 0 < length <= _LARGEST_ROM:
+        raise ValueError(f"an expansion ROM of {length} bytes; 1 to {_LARGEST_ROM} are possible")
+    smallest = ROM_ADDRESS_MASK & -ROM_ADDRESS_MASK
+    return max(smallest, 1 << (length - 1).bit_length())
+
 
 class CapabilityID(IntEnum):
     """``PCI_CAP_ID_*``."""
@@ -253,6 +270,13 @@ CLASS_NAMES = {
 # MSI capability (offsets from its start).
 MSI_CONTROL = Register(0x02, 2)
 MSI_ADDRESS_LO = Register(0x04, 4)
+MSI_ADDRESS_HI = Register(0x08, 4)
+MSI_DATA_32 = Register(0x08, 2)
+MSI_MASK_32 = Register(0x0C, 4)
+MSI_PENDING_32 = Register(0x10, 4)
+MSI_DATA_64 = Register(0x0C, 2)
+MSI_MASK_64 = Register(0x10, 4)
+MSI_PENDING_64 = Register(0x14, 4)
 MSI_CONTROL_ENABLE = 0x0001
 MSI_CONTROL_MULTIPLE_CAPABLE = 0x000E
 MSI_CONTROL_MULTIPLE_ENABLE = 0x0070
@@ -267,7 +291,10 @@ MSIX_CONTROL_SIZE = 0x07FF
 MSIX_CONTROL_MASK_ALL = 0x4000
 MSIX_CONTROL_ENABLE = 0x8000
 MSIX_BIR = 0x7
+MSIX_SIZE = 12
 MSIX_ENTRY_SIZE = 16
+MSIX_ENTRY_ADDRESS = 0
+MSIX_ENTRY_DATA = 8
 MSIX_ENTRY_CONTROL = 12
 MSIX_ENTRY_MASKED = 0x1
 

@@ -99,7 +99,10 @@ PCI_NUMBERS = {
     "MSIX_CONTROL_MASK_ALL": "PCI_MSIX_FLAGS_MASKALL",
     "MSIX_CONTROL_ENABLE": "PCI_MSIX_FLAGS_ENABLE",
     "MSIX_BIR": "PCI_MSIX_TABLE_BIR",
+    "MSIX_SIZE": "PCI_CAP_MSIX_SIZEOF",
     "MSIX_ENTRY_SIZE": "PCI_MSIX_ENTRY_SIZE",
+    "MSIX_ENTRY_ADDRESS": "PCI_MSIX_ENTRY_LOWER_ADDR",
+    "MSIX_ENTRY_DATA": "PCI_MSIX_ENTRY_DATA",
     "MSIX_ENTRY_CONTROL": "PCI_MSIX_ENTRY_VECTOR_CTRL",
     "MSIX_ENTRY_MASKED": "PCI_MSIX_ENTRY_CTRL_MASKBIT",
     "PM_SIZE": "PCI_PM_SIZEOF",
@@ -149,6 +152,13 @@ PCI_REGISTERS = {
     "MAX_LAT": "PCI_MAX_LAT",
     "MSI_CONTROL": "PCI_MSI_FLAGS",
     "MSI_ADDRESS_LO": "PCI_MSI_ADDRESS_LO",
+    "MSI_ADDRESS_HI": "PCI_MSI_ADDRESS_HI",
+    "MSI_DATA_32": "PCI_MSI_DATA_32",
+    "MSI_MASK_32": "PCI_MSI_MASK_32",
+    "MSI_PENDING_32": "PCI_MSI_PENDING_32",
+    "MSI_DATA_64": "PCI_MSI_DATA_64",
+    "MSI_MASK_64": "PCI_MSI_MASK_64",
+    "MSI_PENDING_64": "PCI_MSI_PENDING_64",
     "MSIX_CONTROL": "PCI_MSIX_FLAGS",
     "MSIX_TABLE": "PCI_MSIX_TABLE",
     "MSIX_PBA": "PCI_MSIX_PBA",
@@ -346,6 +356,20 @@ def test_registers_of_the_header_do_not_overlap() -> None:
 )
 def test_every_capability_id_has_a_name(enum: type[IntEnum], names: dict[int, str]) -> None:
     assert set(names) == set(enum)
+
+
+@pytest.mark.parametrize(
+    ("length", "size"),
+    [(1, 2048), (2048, 2048), (2049, 4096), (1 << 20, 1 << 20), (16 << 20, 16 << 20)],
+)
+def test_an_expansion_rom_claims_a_power_of_two_of_at_least_2_kib(length: int, size: int) -> None:
+    assert pci.rom_size(length) == size
+
+
+@pytest.mark.parametrize("length", [0, -1, (16 << 20) + 1, 2 << 30])
+def test_no_expansion_rom_is_empty_or_larger_than_16_mib(length: int) -> None:
+    with pytest.raises(ValueError, match="expansion ROM"):
+        pci.rom_size(length)
 
 
 # Structs
