@@ -194,14 +194,12 @@ class EmulatedConfig:
             return ones
         register = Register(offset, width)
         emulated = _load(self.emulated, register)
-        value = _load(self.local, register)
-        if emulated != ones:
-            try:
-                value = value & emulated | self._read_device(offset, width) & ~emulated
-            except VFIOError as error:
-                self._complain("read", error)
-                return ones
-        return value
+        try:
+            device = self._read_device(offset, width)
+        except VFIOError as error:
+            self._complain("read", error)
+            return ones
+        return _load(self.local, register) & emulated | device & ~emulated
 
     def write(self, offset: int, width: int, value: int) -> None:
         """A write of the guest, of 1, 2 or 4 bytes; dropped beyond the end.
@@ -225,7 +223,7 @@ class EmulatedConfig:
         self._write_local(offset, data)
 
     def _read_device(self, offset: int, width: int) -> int:
-        """Read what is not emulated; a width of the guest's that is not aligned, in pieces."""
+        """Read what is not all emulated; an access that is not aligned, in pieces."""
         value = 0
         for start, size in _aligned(offset, width):
             if _load(self.emulated, Register(start, size)) != (1 << 8 * size) - 1:

@@ -20,7 +20,7 @@ from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, CapabilityID, Command, ExtendedCapabilityID
-from tests.unit.quiet_bus import quiet_bus
+from tests.unit.guest_map import GuestMap
 
 BARS = range(0x10, 0x28, 4)
 ALL = 0xFFFF_FFFF
@@ -65,7 +65,7 @@ def device(any_uri: str) -> Iterator[PCIDevice]:
 @pytest.fixture
 def bus() -> Iterator[Bus]:
     """A bus without anything on it."""
-    made = quiet_bus()
+    made = GuestMap().bus
     yield made
     made.topology.close()
 

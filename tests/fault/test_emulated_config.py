@@ -17,7 +17,7 @@ from pyvfio.errors import ConnectionLost
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, Command
 from tests.support import ServerProcess
-from tests.unit.quiet_bus import quiet_bus
+from tests.unit.guest_map import GuestMap
 
 BAR0, COMMAND = 0x10, 0x04
 
@@ -26,7 +26,7 @@ def test_a_guest_outlives_its_device(
     serve: Callable[..., ServerProcess], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = serve("edu")
-    bus = quiet_bus()
+    bus = GuestMap().bus
     with pyvfio.open(server.uri) as dev:
         config = EmulatedConfig(dev.config, 4096, "guest")
         set_up_header(config, FunctionOptions(vendor_id=0x8086))
