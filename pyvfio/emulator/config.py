@@ -197,7 +197,7 @@ class EmulatedConfig:
         try:
             device = self._read_device(offset, width)
         except VFIOError as error:
-            self._complain("read", error)
+            self._complain("the guest's read", error)
             return ones
         return _load(self.local, register) & emulated | device & ~emulated
 
@@ -219,7 +219,7 @@ class EmulatedConfig:
                 piece = data[start - offset : start - offset + size]
                 self._device.write(start, size, int.from_bytes(piece, "little"))
         except VFIOError as error:
-            self._complain("write", error)
+            self._complain("the guest's write", error)
         self._write_local(offset, data)
 
     def _read_device(self, offset: int, width: int) -> int:
@@ -246,14 +246,14 @@ class EmulatedConfig:
         try:
             watch.callback(before, bytes(self.local[watch.start : watch.end]))
         except VFIOError as error:
-            log.error("%s: a write to configuration space: %s", self._name, error)
+            self._complain("what follows the guest's write", error)
 
-    def _complain(self, verb: str, error: VFIOError) -> None:
+    def _complain(self, what: str, error: VFIOError) -> None:
         """Log an error of the device once, since a guest can cause it again and again."""
-        kind = (verb, type(error), error.errno)
+        kind = (what, type(error), error.errno)
         level = logging.DEBUG if kind in self._told else logging.ERROR
         self._told.add(kind)
-        log.log(level, "%s: the guest's %s failed: %s", self._name, verb, error)
+        log.log(level, "%s: %s failed: %s", self._name, what, error)
 
     # Watchers
 
