@@ -139,10 +139,12 @@ class Interrupts:
             raise
 
     def tear_down(self) -> None:
-        """Disable everything, and leave configuration space and BARs alone.  May be repeated."""
+        """Disable everything and follow the guest no longer.  May be repeated."""
         for watcher in (self._command_written, self._msix_written, self._msi_written):
             self._config.unwatch(watcher)
         self.disable_all()
+        if self._msi is not None:
+            self._irqs[PCIIRQ.MSI].attempt("put back", self._msi.remove_from_config)
         if self._msix is not None:
             self._msix.remove_from_bars()
 
