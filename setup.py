@@ -12,6 +12,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pyvfio/__init__.py").read_text(), re.M)
 assert VERSION is not None
 
+UNICORN = "unicorn>=2.1,<3"
+
 setup(
     name="pyvfio",
     version=VERSION[1],
@@ -32,8 +34,10 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
+            UNICORN,
         ],
         "fuzz": ["atheris>=2.3"],
+        "unicorn": [UNICORN],
     },
     entry_points={"console_scripts": ["pyvfio = pyvfio.cli.main:main"]},
     classifiers=[
