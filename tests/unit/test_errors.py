@@ -116,6 +116,14 @@ def test_a_dma_error_has_its_range() -> None:
     assert (error.iova, error.size) == (0x1000, 4096)
 
 
+def test_an_interrupt_error_tells_how_many_vectors_there_are_instead() -> None:
+    error = errors.IRQError("broken", available=3)
+    assert error.available == 3
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, errors.IRQError)
+    assert copy.available == 3
+
+
 def test_a_group_that_is_not_viable_names_what_blocks_it() -> None:
     error = errors.GroupNotViable("in use", blockers=[("0000:03:00.1", "snd_hda_intel")])
     assert error.blockers == (("0000:03:00.1", "snd_hda_intel"),)
