@@ -23,7 +23,11 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["pyvfio", "pyvfio.*"]),
-    package_data={"pyvfio": ["py.typed"], "pyvfio.native": ["*.c", "_native.pyi"]},
+    package_data={
+        "pyvfio": ["py.typed"],
+        "pyvfio.emulator": ["firmware/*"],
+        "pyvfio.native": ["*.c", "_native.pyi"],
+    },
     cffi_modules=["pyvfio/native/build.py:ffibuilder"],
     setup_requires=["cffi>=1.15"],
     install_requires=["cffi>=1.15", "numpy>=1.24", "posix_ipc>=1.1"],

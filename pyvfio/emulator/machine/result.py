@@ -44,9 +44,13 @@ class Result:
     interrupts: int
     seconds: float
 
+    @property
+    def registers_text(self) -> str:
+        """The registers in one line."""
+        return " ".join(f"{name}={value:#x}" for name, value in self.registers.items())
+
     def __str__(self) -> str:
-        values = " ".join(f"{name}={value:#x}" for name, value in self.registers.items())
         return (
             f"{self.reason} after {self.instructions} instructions, {self.interrupts} interrupts"
-            f" and {self.seconds:.3f} s; {values}"
+            f" and {self.seconds:.3f} s; {self.registers_text}"
         )
