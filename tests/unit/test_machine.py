@@ -445,6 +445,20 @@ def test_the_limit_of_instructions_is_exact_and_the_guest_can_go_on(machine: Mac
     assert (second.outcome, second.instructions) == (Outcome.HALTED, 7)
 
 
+def test_the_limit_holds_where_an_interrupt_waits_for_the_instruction_behind_sti(
+    machine: Machine, function: Function
+) -> None:
+    take_interrupts(machine)
+    machine.load(CODE, prologue() + STI + 20 * NOP + CLI + HLT)
+    machine.start(CODE, STACK)
+    assert machine.run(SECONDS, 8).instructions == 8
+    machine.send_msi(function, *MESSAGE)
+    for _ in range(5):
+        assert machine.run(SECONDS, 1).instructions == 1
+    assert machine.run(SECONDS).interrupts == 0
+    assert word(machine, RESULT) == 1
+
+
 def test_a_guest_that_has_halted_stays_so(machine: Machine) -> None:
     halts(machine, HLT + put(RESULT, 1) + HLT)
     again = machine.run(SECONDS)
@@ -526,7 +540,7 @@ def test_an_unplugged_function_is_gone(machine: Machine, function: Function) -> 
     assert machine.bus.config_read(3, 0, 0, 4) == 0x5678_1234
     machine.unplug(function)
     assert machine.bus.config_read(3, 0, 0, 4) == 0xFFFF_FFFF
-    with pytest.raises(ValueError, match="not in list"):
+    with pytest.raises(ValueError, match="is not plugged into this machine"):
         machine.unplug(function)
 
 

@@ -61,9 +61,9 @@ class InterruptController:
         vector, mode = data & 0xFF, data >> 8 & 0x7
         destination = address >> 12 & 0xFF
         if mode not in (_FIXED, _LOWEST_PRIORITY) or destination not in _DESTINATIONS:
-            log.warning("message %#x to %#x is for nobody here", data, address)
+            log.info("message %#x to %#x is for nobody here", data, address)
         elif vector < _FIRST_VECTOR:
-            log.warning("message %#x to %#x has the vector of an exception", data, address)
+            log.info("message %#x to %#x has the vector of an exception", data, address)
         else:
             self._requested |= 1 << vector
             self._tell()

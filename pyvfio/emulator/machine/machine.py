@@ -118,6 +118,8 @@ class Machine(Host, Closing):
 
         :raises ValueError: it is not there.
         """
+        if function not in self._functions:
+            raise ValueError(f"{function.name} is not plugged into this machine")
         self._functions.remove(function)
         function.unrealize()
 
@@ -162,10 +164,13 @@ class Machine(Host, Closing):
         self.cpu["eip"], self.cpu["esp"] = entry, stack
 
     def reset(self) -> None:
-        """Everything but RAM to its state after power-on; :meth:`start` says where to go on."""
-        self.bus.reset()
-        self.interrupts.reset()
+        """Everything but RAM to its state after power-on; :meth:`start` says where to go on.
+
+        :raises VFIOError: a device refused, or is gone; those after it are as they were.
+        """
         self.cpu.reset()
+        self.interrupts.reset()
+        self.bus.reset()
 
     # Running
 
@@ -193,8 +198,7 @@ class Machine(Host, Closing):
         while True:
             for function in self._functions:
                 function.events.dispatch(0)
-            allowed = SLICE if limit is None else min(SLICE, limit - self.cpu.executed)
-            if not allowed and not self.cpu.halted:
+            if not self.cpu.halted and not self._allowed(limit):
                 return Outcome.LIMIT, "stopped at the limit of instructions"
             self._take_interrupt()
             if self.cpu.fault is not None:
@@ -209,7 +213,11 @@ class Machine(Host, Closing):
                 self._wait(left)
             else:
                 masked = self.interrupts.pending is not None
-                self.cpu.run(allowed, min(left, SLICE_SECONDS), await_interrupts=masked)
+                seconds = min(left, SLICE_SECONDS)
+                self.cpu.run(self._allowed(limit), seconds, await_interrupts=masked)
+
+    def _allowed(self, limit: int | None) -> int:
+        return SLICE if limit is None else min(SLICE, limit - self.cpu.executed)
 
     def _take_interrupt(self) -> None:
         if not self._interruptible:

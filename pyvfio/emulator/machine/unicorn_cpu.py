@@ -106,7 +106,7 @@ class UnicornCPU(Closing):
         self._invalid_address: int | None = None
         self.fault: str | None = None
         self.halted = False
-        self._mapped: tuple[Range, ...] = ()
+        self._mapped: set[Range] = set()
         self._map = CPUMemory(self._steps.end)
         memory.add_listener(self._map)
 
@@ -159,15 +159,15 @@ class UnicornCPU(Closing):
 
     def _map_memory(self) -> None:
         """Have Unicorn map what the guest sees; only while it does not run."""
-        wanted = self._map.ranges
+        wanted = set(self._map.ranges)
         if wanted == self._mapped:
             return
-        for found in set(self._mapped) - set(wanted):
+        for found in self._mapped - wanted:
             self._uc.mem_unmap(found.start, found.size)
-        for found in set(wanted) - set(self._mapped):
+            self._mapped.discard(found)
+        for found in wanted - self._mapped:
             self._map_range(found)
-        self._mapped = wanted
-        self.forget_code()
+            self._mapped.add(found)
 
     def _map_range(self, found: Range) -> None:
         start, size, pointer, readonly = found
@@ -180,7 +180,11 @@ class UnicornCPU(Closing):
             self._uc.mmio_map(start, size, self._on_read, start, self._on_write, start)
 
     def forget_code(self) -> None:
-        """Translate anew what is executed; after somebody else has written to its memory."""
+        """Translate anew what is executed.
+
+        Needed where the host or a device has written over instructions that ran before; what the
+        guest itself writes, Unicorn notices.
+        """
         self._uc.ctl_flush_tb()
 
     # What Unicorn calls
