@@ -27,6 +27,7 @@
     +- ConnectionLost(ConnectionError)     the peer is gone
     +- DeviceClosed(ValueError)            used after close()
     +- BufferInUse(BufferError)            a view of the memory is alive
+    +- StateError(ValueError)              saved state that cannot be loaded here
     +- UnsupportedError(NotImplementedError)
     +- VFIOTimeout(TimeoutError)
 
@@ -255,6 +256,10 @@ class DeviceClosed(VFIOError, ValueError):
 
 class BufferInUse(VFIOError, BufferError):
     """Memory cannot be released because a numpy view of it is still alive."""
+
+
+class StateError(VFIOError, ValueError):
+    """Saved state is damaged, of another kind of device, or newer than this program."""
 
 
 class UnsupportedError(VFIOError, NotImplementedError):

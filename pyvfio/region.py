@@ -364,7 +364,9 @@ class Region:
 
     def _map(self, area: MmapArea) -> View:
         start = self.info.fd_offset + area.offset
-        if self.info.fd is None or start % PAGE_SIZE or area.size % PAGE_SIZE:
+        # A kernel maps a BAR smaller than a page where nothing else is in that page.
+        whole = area.size % PAGE_SIZE == 0 or area.offset + area.size == self.size
+        if self.info.fd is None or start % PAGE_SIZE or not whole:
             raise OSError(errno.EINVAL, "no descriptor, or not whole pages")
         memory = mmio.MappedMemory(
             self.info.fd,

@@ -277,6 +277,10 @@ class DeviceIO(ABC):
         """``VFIO_DEVICE_PCI_HOT_RESET``: reset the bus or slot; optional."""
         raise UnsupportedError("there is no bus to reset", op="hot reset")
 
+    def hot_reset_functions(self) -> Sequence[str]:
+        """``VFIO_DEVICE_GET_PCI_HOT_RESET_INFO``: the addresses of what it resets; optional."""
+        raise UnsupportedError("there is no bus to reset", op="hot reset")
+
     @abstractmethod
     def close(self) -> None:
         """Close every descriptor that this vector owns.  May be repeated."""

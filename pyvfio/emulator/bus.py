@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Protocol
 
+from pyvfio.container import Container
+from pyvfio.emulator.dma_listener import DMAListener
 from pyvfio.emulator.host import Host
 from pyvfio.emulator.memory import AddressSpace, MemoryRegion, Topology
+from pyvfio.errors import VFIOError
 from pyvfio.uapi import pci
 
 SLOTS, FUNCTIONS = 32, 8
@@ -54,6 +57,14 @@ class BusFunction(Protocol):
         """Back to the state after power-on."""
 
 
+class _Follower:
+    """What maps the guest's memory for all functions that share a container."""
+
+    def __init__(self, container: Container, uri: str) -> None:
+        self.listener = DMAListener(container, uri)
+        self.users = 0
+
+
 class Bus:
     """A PCI bus; the emulator makes it and gives it what its functions need.
 
@@ -81,6 +92,7 @@ class Bus:
         self.host = host
         self.kind = kind
         self._functions: dict[tuple[int, int], BusFunction] = {}
+        self._followers: dict[Container, _Follower] = {}
 
     def __iter__(self) -> Iterator[BusFunction]:
         return iter(list(self._functions.values()))
@@ -113,6 +125,46 @@ class Bus:
             if found is function:
                 del self._functions[place]
 
+    # DMA
+
+    def attach(self, container: Container, uri: str) -> DMAListener:
+        """Have a device reach by DMA what :attr:`dma` shows; called by its function.
+
+        Devices that share a container (of one IOMMU group) share the maps as well.
+
+        :param uri: the device, for what is logged.
+        :raises VFIOError: the first map that was refused; nothing is mapped.
+        """
+        follower = self._followers.get(container)
+        if follower is None:
+            follower = _Follower(container, uri)
+            follower.listener.attach(self.dma)
+            self._followers[container] = follower
+        follower.users += 1
+        return follower.listener
+
+    def detach(self, container: Container) -> None:
+        """The counterpart of :meth:`attach`: the last one takes the maps away.
+
+        :raises VFIOError: the device refused.
+        """
+        follower = self._followers[container]
+        follower.users -= 1
+        if not follower.users:
+            del self._followers[container]
+            follower.listener.detach()
+
+    def attach_again(self, container: Container) -> None:
+        """Map what is seen now, for a device that was lost and is reached again.
+
+        :raises VFIOError: the first map that was refused; nothing is mapped.
+        """
+        listener = self._followers[container].listener
+        listener.detach()
+        listener.attach(self.dma)
+
+    # Configuration space
+
     def config_read(self, slot: int, number: int, offset: int, width: int) -> int:
         """A configuration read of the guest; all ones where no function answers."""
         function = self._functions.get((slot, number))
@@ -131,6 +183,17 @@ class Bus:
         return pci.EXTENDED_CONFIG_SIZE if self.kind.express else pci.CONFIG_SIZE
 
     def reset(self) -> None:
-        """Reset every function."""
+        """Reset every function.
+
+        :raises VFIOError: what the first refused; the others are reset all the same.
+        """
+        errors: list[VFIOError] = []
         for function in self:
-            function.reset()
+            try:
+                function.reset()
+            except VFIOError as error:
+                errors.append(error)
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(str(other))
+            raise errors[0]

@@ -17,12 +17,13 @@ from pyvfio.emulator.events import Events
 from pyvfio.emulator.host import Host, Requester
 from pyvfio.emulator.intx import GuestINTx
 from pyvfio.emulator.irq_index import IRQIndex
+from pyvfio.emulator.memory import MMIORegion
 from pyvfio.emulator.messages import Messenger
 from pyvfio.emulator.msi import GuestMSI
 from pyvfio.emulator.msix import GuestMSIX, TableBAR
 from pyvfio.emulator.msix_layout import MSIXLayout
 from pyvfio.emulator.options import FunctionOptions
-from pyvfio.errors import VFIOError
+from pyvfio.errors import StateError, VFIOError
 from pyvfio.uapi import pci
 from pyvfio.uapi.vfio import PCIIRQ
 
@@ -63,6 +64,11 @@ class Interrupts:
     def mode(self) -> PCIIRQ | None:
         """INTX, MSI or MSIX, whichever the device signals now; None where it is none."""
         return self._mode
+
+    @property
+    def msix_table(self) -> MMIORegion | None:
+        """The MSI-X table that the guest sees; None without MSI-X."""
+        return None if self._msix is None else self._msix.table
 
     # Set-up
 
@@ -237,16 +243,21 @@ class Interrupts:
         """
         return b"" if self._msix is None else self._msix.save()
 
+    def check(self, state: bytes) -> None:
+        """Raise :class:`StateError` where :meth:`load` could not take a state."""
+        expected = len(self.save())
+        if len(state) != expected:
+            reason = f"{len(state)} bytes of MSI-X state instead of {expected}"
+            raise StateError(reason, op="load state", uri=self._function.name)
+
     def load(self, state: bytes) -> None:
         """Take what :meth:`save` gave, and enable what configuration space says is enabled.
 
         Configuration space was loaded before, and the command register written to the device.
 
-        :raises ValueError: the state is of another device.
+        :raises StateError: as :meth:`check`.
         """
-        expected = len(self.save())
-        if len(state) != expected:
-            raise ValueError(f"{len(state)} bytes of MSI-X state instead of {expected}")
+        self.check(state)
         self.disable_all()
         if self._msi is not None:
             self._msi.written()

@@ -71,6 +71,11 @@ class GuestMSIX:
         self._reserved = 0
         """Vectors from 0 on that the device was asked for, in use or not."""
 
+    @property
+    def table(self) -> MMIORegion:
+        """The table, in front of the BAR that it is in."""
+        return self._table_region
+
     # Set-up
 
     def add_to_config(self) -> None:

@@ -100,6 +100,23 @@ BAR_MEM_MASK = 0xF
 ROM_ADDRESS_ENABLE = 0x1
 ROM_ADDRESS_MASK = 0xFFFF_F800
 
+ROM_ADDRESS_ENABLE = 0x1
+ROM_ADDRESS_MASK = 0xFFFF_F800
+
+_LARGEST_ROM = 16 << 20
+
+
+def rom_size(length: int) -> int:
+    """Bytes of memory that an expansion ROM of ``length`` bytes claims: a power of two.
+
+    :raises ValueError: none, or more than the 16 MiB that one may have (PCI Local Bus
+        Specification 3.0, 6.2.5.2).
+    """
+    if not 0 < length <= _LARGEST_ROM:
+        raise ValueError(f"an expansion ROM of {length} bytes; 1 to {_LARGEST_ROM} are possible")
+    smallest = ROM_ADDRESS_MASK & -ROM_ADDRESS_MASK
+    return max(smallest, 1 << (length - 1).bit_length())
+
 
 class CapabilityID(IntEnum):
     """``PCI_CAP_ID_*``."""

@@ -102,7 +102,11 @@ def test_a_timer_that_was_cancelled_is_not_called_and_not_waited_for(events: Eve
 def test_a_handler_may_cancel_a_timer_that_is_due(events: Events) -> None:
     calls: list[str] = []
     timers: list[Timer] = []
-    events.call_after(0, lambda: timers[0].cancel())
+
+    def cancel() -> None:
+        timers[0].cancel()
+
+    events.call_after(0, cancel)
     timers.append(events.call_after(0, lambda: calls.append("a")))
     events.dispatch(0.001)
     assert calls == []

@@ -358,6 +358,20 @@ def test_every_capability_id_has_a_name(enum: type[IntEnum], names: dict[int, st
     assert set(names) == set(enum)
 
 
+@pytest.mark.parametrize(
+    ("length", "size"),
+    [(1, 2048), (2048, 2048), (2049, 4096), (1 << 20, 1 << 20), (16 << 20, 16 << 20)],
+)
+def test_an_expansion_rom_claims_a_power_of_two_of_at_least_2_kib(length: int, size: int) -> None:
+    assert pci.rom_size(length) == size
+
+
+@pytest.mark.parametrize("length", [0, -1, (16 << 20) + 1, 2 << 30])
+def test_no_expansion_rom_is_empty_or_larger_than_16_mib(length: int) -> None:
+    with pytest.raises(ValueError, match="expansion ROM"):
+        pci.rom_size(length)
+
+
 # Structs
 
 

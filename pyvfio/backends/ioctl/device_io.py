@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 
-from pyvfio.backends.ioctl.hot_reset import hot_reset
+from pyvfio.backends.ioctl.hot_reset import dependents, hot_reset
 from pyvfio.errors import IRQError
 from pyvfio.native.ioctl import ioctl
 from pyvfio.uapi import vfio
@@ -129,6 +129,9 @@ class KernelDeviceIO(DeviceIO):
 
     def hot_reset(self) -> None:
         hot_reset(self.fd, self._group_fd)
+
+    def hot_reset_functions(self) -> Sequence[str]:
+        return [found.address for found in dependents(self.fd)]
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -122,6 +122,10 @@ class AddressSpace(Closing):
     def find(self, address: int) -> FlatRange | None:
         """The range that holds an address; None where nothing is."""
         return self._view.at(address)
+
+    def pieces(self, address: int, size: int) -> Iterator[tuple[FlatRange | None, int, int]]:
+        """A stretch of addresses as (range or None, first address, bytes), in order."""
+        return self._view.pieces(address, size)
 
     # Listeners
 

@@ -40,9 +40,6 @@ class MemoryRegion:
     :raises ValueError: no such size.
     """
 
-    terminates = False
-    """Whether it answers accesses itself, where no region that it holds is in front."""
-
     def __init__(self, name: str, size: int) -> None:
         if not 0 < size <= MAX_SIZE:
             raise ValueError(f"region {name} of {size} bytes")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from pyvfio.emulator.memory.region import MemoryRegion
@@ -40,10 +40,9 @@ def check_access(width: int, value: int = 0) -> None:
         raise ValueError(f"{value:#x} does not fit into {8 * width} bits")
 
 
-class TerminalRegion(MemoryRegion):
+class TerminalRegion(MemoryRegion, ABC):
     """A region that answers accesses, at offsets in bytes from its start."""
 
-    terminates = True
     is_ram = False
     """Whether it is memory: DMA of devices can reach it, and a read-only view drops writes."""
 
