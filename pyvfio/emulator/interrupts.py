@@ -142,9 +142,11 @@ class Interrupts:
         """Disable everything, and leave configuration space and BARs alone.  May be repeated."""
         for watcher in (self._command_written, self._msix_written, self._msi_written):
             self._config.unwatch(watcher)
-        self.disable_all()
-        if self._msix is not None:
-            self._msix.remove_from_bars()
+        try:
+            self.disable_all()
+        finally:
+            if self._msix is not None:
+                self._msix.remove_from_bars()
 
     # What the guest does
 
