@@ -52,7 +52,7 @@ class IRQIndex:
         self, start: int, eventfds: Sequence[int], action: IRQSetFlags = IRQSetFlags.TRIGGER
     ) -> bool:
         """As :meth:`set_eventfds`; whether it was done.  A refusal is logged."""
-        return self._try("set up", lambda: self.set_eventfds(start, eventfds, action))
+        return self.attempt("set up", lambda: self.set_eventfds(start, eventfds, action))
 
     def take_eventfds(self, start: int, count: int) -> None:
         """Have vectors signal nothing any more, while the index stays as it is."""
@@ -60,20 +60,24 @@ class IRQIndex:
 
     def disable(self) -> None:
         """Have nothing signalled any more; a refusal is logged."""
-        self._try("disable", lambda: self._act(IRQSetFlags.TRIGGER, 0))
+        self.attempt("disable", lambda: self._act(IRQSetFlags.TRIGGER, 0))
 
     def mask(self) -> None:
         """Keep vector 0 from firing; a refusal is logged."""
-        self._try("mask", lambda: self._act(IRQSetFlags.MASK, 1))
+        self.attempt("mask", lambda: self._act(IRQSetFlags.MASK, 1))
 
     def unmask(self) -> None:
         """Let vector 0 fire; a refusal is logged."""
-        self._try("unmask", lambda: self._act(IRQSetFlags.UNMASK, 1))
+        self.attempt("unmask", lambda: self._act(IRQSetFlags.UNMASK, 1))
 
     def _act(self, action: IRQSetFlags, count: int) -> None:
         self._base.set_irqs(self._index, action, 0, count)
 
-    def _try(self, what: str, step: Callable[[], None]) -> bool:
+    def attempt(self, what: str, step: Callable[[], None]) -> bool:
+        """Whether a step was done; a refusal is logged.
+
+        :param what: the step, in an infinitive.
+        """
         try:
             step()
         except VFIOError as error:

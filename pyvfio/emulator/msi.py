@@ -41,6 +41,7 @@ class GuestMSI:
         self._irqs = irqs
         self._messenger = messenger
         self._vectors: list[MessageVector] = []
+        self._original = control & ~(pci.MSI_CONTROL_ENABLE | pci.MSI_CONTROL_MULTIPLE_ENABLE)
         self._wide = bool(control & pci.MSI_CONTROL_64BIT)
         self._maskable = bool(control & pci.MSI_CONTROL_MASKING)
         capable = (control & pci.MSI_CONTROL_MULTIPLE_CAPABLE) >> _CAPABLE_SHIFT
@@ -67,6 +68,13 @@ class GuestMSI:
         self._allow(self._data, 0xFFFF)
         if self._maskable:
             self._allow(self._mask, (1 << (1 << self._order)) - 1)
+
+    def remove_from_config(self) -> None:
+        """Put back what the device says of itself: the kernel keeps whatever a guest writes there.
+
+        :raises VFIOError: the device does not answer.
+        """
+        self._config.device_set(pci.MSI_CONTROL, self._original, self.offset)
 
     # What the guest has written
 

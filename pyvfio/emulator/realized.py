@@ -97,8 +97,6 @@ class RealizedFunction(Closing):
         )
 
     def _make_bars(self) -> None:
-        self.registers = BARRegisters(self.config, self.bus)
-        self._undo.callback(self.registers.close)
         self.msix_layout = MSIXLayout.probe(self.dev, self._options.msix_relocation)
         self.bars = GuestBARs(
             self.dev,
@@ -109,6 +107,8 @@ class RealizedFunction(Closing):
             mmap=self._options.mmap,
         )
         self._undo.callback(self.bars.close)
+        self.registers = BARRegisters(self.config, self.bus)
+        self._undo.callback(self.registers.close)
         for number, bar in self.bars.items():
             self.registers.register(number, bar.type, bar.prefetchable, bar.base, bar.moved)
 

@@ -44,6 +44,7 @@ TREE: dict[type[VFIOError], tuple[type[VFIOError], type[Exception] | None]] = {
     errors.ConnectionLost: (VFIOError, ConnectionError),
     errors.DeviceClosed: (VFIOError, ValueError),
     errors.BufferInUse: (VFIOError, BufferError),
+    errors.StateError: (VFIOError, ValueError),
     errors.UnsupportedError: (VFIOError, NotImplementedError),
     errors.VFIOTimeout: (VFIOError, TimeoutError),
 }
