@@ -122,6 +122,12 @@ def takes(request: pytest.FixtureRequest) -> bool:
     return taken
 
 
+@pytest.fixture
+def uris(edu_server: ServerProcess, testdev_server: ServerProcess) -> dict[str, str]:
+    """Where the models are, by name."""
+    return {"edu": edu_server.uri, "testdev": testdev_server.uri}
+
+
 def function(dev: PCIDevice, takes: bool, resizable: bool) -> EmulatedFunction:
     """A device whose MSI-X vectors can be added while some are in use, or cannot."""
     layout = MSIXLayout.probe(dev)
@@ -137,13 +143,11 @@ def test_each_refusal_in_turn_is_survived(
     name: str,
     resizable: bool,
     takes: bool,
-    edu_server: ServerProcess,
-    testdev_server: ServerProcess,
+    uris: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server = {"edu": edu_server, "testdev": testdev_server}[name]
     live, works = LIVES[name]
-    with pyvfio.open(server.uri) as dev:
+    with pyvfio.open(uris[name]) as dev:
         failing = Failing(dev, monkeypatch)
         before = open_fds()
         for number in itertools.count():

@@ -244,6 +244,33 @@ def test_an_emulator_whose_code_is_wrong_leaves_nothing_behind() -> None:
         assert open_fds() == before
 
 
+class StuckRoute(Route):
+    """A route that cannot be ended."""
+
+    def close(self) -> None:
+        raise ZeroDivisionError
+
+
+class StuckHost(RecordingHost):
+    """Takes eventfds, and its code is wrong where it lets go of them."""
+
+    def route_pin(self, function: Requester, pin: int, eventfd: int, resample: int) -> Route | None:
+        return StuckRoute(self, eventfd, resample)
+
+
+def test_a_route_that_cannot_be_ended_leaves_nothing_behind() -> None:
+    before = open_fds()
+    guest = Guest(StuckHost())
+    guest.set_up()
+    guest.asked()
+    with pytest.raises(ZeroDivisionError):
+        guest.close()
+    assert guest.asked() == [DO_MASK, RESAMPLE, DO_UNMASK, DISABLE]
+    assert open_fds() == before
+    guest.interrupts.disable_all()
+    assert guest.asked() == []
+
+
 def test_the_eventfds_are_open_while_the_emulator_has_them() -> None:
     with Guest(RecordingHost(takes=True)) as guest:
         guest.set_up()
