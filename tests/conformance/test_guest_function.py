@@ -115,6 +115,16 @@ def test_ids_of_the_options_are_shown(machine: SmallMachine, edu: PCIDevice) -> 
         assert function.config_read(8, 4) >> 8 == 0x010802
 
 
+def test_what_the_guest_has_made_of_it_can_be_read(guest: Guest) -> None:
+    text = guest.function.describe()
+    assert text.startswith(guest.function.dev.uri)
+    assert "INTX\nBAR 0: 32-bit memory, 0x100000 bytes, not seen\n000: " in text
+    guest.place_bars()
+    guest.enable_msi()
+    text = guest.function.describe()
+    assert f"MSI\nBAR 0: 32-bit memory, 0x100000 bytes, at {WINDOW:#x}\n" in text
+
+
 # What the device does for the guest
 
 
