@@ -173,13 +173,12 @@ class GuestINTx:
         """The pin leads elsewhere now: ask the emulator again whether it takes the signals."""
         if self._eventfd is not None:
             self._withdraw(self._eventfd)
+            self.end_of_interrupt()  # the guest's own may be lost on the old way
             self._offer(self._eventfd)
-            self.end_of_interrupt()  # one that went the old way may have been missed
 
     def _offer(self, eventfd: EventFD) -> None:
         if not self._offer_eventfds:
             return
-        self._lower()
         try:
             self._resample = self._events.eventfd(self._irqs.unmask)
         except OSError as error:

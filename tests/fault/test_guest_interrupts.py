@@ -255,3 +255,20 @@ def test_the_vectors_that_there_were_are_had_again_where_more_are_refused(
         testdev.bars[0].write32(FIRE, 4)
         assert guest.signalled()
         assert [data for _, data in guest.host.messages] == [0x101, 0x104]
+
+
+def test_vectors_that_were_refused_at_first_are_asked_for_with_the_next_one(
+    testdev: PCIDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(testdev, monkeypatch)
+    with function(testdev, takes=False, resizable=False) as guest:
+        guest.set_up()
+        guest.unmask(0)
+        guest.unmask(2)
+        failing.number = failing.calls + 1  # the pin is disabled first
+        guest.control_msix(ENABLE)
+        guest.unmask(1)
+        for vector in (0, 1):
+            testdev.bars[0].write32(FIRE, vector)
+            assert guest.signalled()
+        assert [data for _, data in guest.host.messages] == [0x100, 0x101]

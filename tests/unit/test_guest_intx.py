@@ -235,6 +235,13 @@ def test_what_was_signalled_before_the_pin_comes_back_is_not_lost() -> None:
         assert guest.host.level
 
 
+def test_an_interrupt_that_is_served_on_a_way_that_is_gone_comes_again(guest: Guest) -> None:
+    guest.fire()
+    guest.interrupts.reroute_pin()  # to where nobody takes it either
+    assert not guest.host.level
+    assert guest.asked() == [ENABLE, DO_UNMASK]
+
+
 def test_an_emulator_whose_code_is_wrong_leaves_nothing_behind() -> None:
     with Guest(FailingHost()) as guest:
         before = open_fds()

@@ -180,6 +180,22 @@ def test_every_route_hears_of_another_message() -> None:
         assert latest == [(ADDRESS, 0x20), (ADDRESS, 0x21)]
 
 
+def test_routes_without_a_message_hear_of_none() -> None:
+    with guest(CAPABLE_32, RecordingHost(takes=True)) as function:
+        function.enable(order=1)
+        function.put(pci.MSI_CONTROL, pci.MSI_CONTROL_ENABLE)
+        heard = [len(route.messages) for route in function.host.routes[1:]]
+        assert heard == [2, 1]
+
+
+def test_a_function_that_may_not_write_to_memory_sends_no_message() -> None:
+    with guest(0) as function:
+        function.enable()
+        function.command(0)
+        function.fire(0)
+        assert function.host.messages == []
+
+
 class StuckRoute(Route):
     """A route that cannot be ended."""
 
