@@ -16,19 +16,29 @@ from tests.conformance.test_dma_batch import Unmappable
 
 
 @pytest.fixture
-def topology() -> Iterator[Topology]:
-    with Topology() as found:
-        yield found
+def guest() -> Iterator[Guest]:
+    """A guest without memory."""
+    found = Guest()
+    yield found
+    found.topology.close()
 
 
 @pytest.fixture
-def root() -> MemoryRegion:
-    return MemoryRegion("system", 1 << 64)
+def topology(guest: Guest) -> Topology:
+    """Its transactions."""
+    return guest.topology
 
 
 @pytest.fixture
-def space(topology: Topology, root: MemoryRegion) -> AddressSpace:
-    return topology.space("memory", root)
+def root(guest: Guest) -> MemoryRegion:
+    """Where its memory goes."""
+    return guest.root
+
+
+@pytest.fixture
+def space(guest: Guest) -> AddressSpace:
+    """What its devices see."""
+    return guest.space
 
 
 @pytest.fixture
@@ -46,12 +56,6 @@ def listener(edu: PCIDevice, space: AddressSpace) -> Iterator[DMAListener]:
     found.attach(space)
     yield found
     found.detach()
-
-
-@pytest.fixture
-def guest(topology: Topology, space: AddressSpace, root: MemoryRegion) -> Guest:
-    """All of it."""
-    return Guest(topology, space, root)
 
 
 @pytest.fixture

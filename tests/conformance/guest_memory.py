@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from pyvfio.emulator.memory import AddressSpace, MemoryRegion, RAMRegion, Topology
+from pyvfio.emulator.memory import MemoryRegion, RAMRegion, Topology
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.vectors import DMASource
@@ -20,12 +18,13 @@ BUFFER = 0x40000
 """Where the edu device has its own memory."""
 
 
-class Guest(NamedTuple):
-    """A memory map and its only address space."""
+class Guest:
+    """A memory map with one address space, empty."""
 
-    topology: Topology
-    space: AddressSpace
-    root: MemoryRegion
+    def __init__(self) -> None:
+        self.topology = Topology()
+        self.root = MemoryRegion("system", 1 << 64)
+        self.space = self.topology.space("memory", self.root)
 
 
 class Registers:
