@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,6 +14,7 @@ from pyvfio.emulator.memory import (
     AliasRegion,
     IOMMURegion,
     IOTLBEntry,
+    MemoryListener,
     MemoryRegion,
     MMIORegion,
     RAMDiscardManager,
@@ -179,6 +180,54 @@ def test_a_translation_that_cannot_be_mapped_is_raised_to_who_made_it(
     assert behind.mappings == edu.dma.mappings
     iommu.unmap(0x20_0000, 4 * PAGE)
     assert maps(edu) == []
+
+
+class Invalidator(MemoryListener):
+    """A part of the machine that changes the IOMMU when memory changes, before maps are made."""
+
+    def __init__(self, change: Callable[[], None]) -> None:
+        self._change = change
+
+    def commit(self) -> None:
+        self._change()
+
+
+def test_what_another_listener_unmaps_meanwhile_is_not_mapped(
+    edu: PCIDevice, topology: Topology, iommu: Table
+) -> None:
+    bus = MemoryRegion("bus", 1 << 64)
+    device = topology.space("device", bus)
+    listener = DMAListener(edu.dma, edu.uri)
+    listener.attach(device)
+    device.add_listener(Invalidator(lambda: iommu.unmap(0x20_2000, 2 * PAGE)), priority=-1)
+    iommu.map(0x20_0000, BASE, 8 * PAGE)
+    bus.add(iommu, 0)
+    assert maps(edu) == [(0x20_0000, 2 * PAGE, 0), (0x20_4000, 4 * PAGE, 4 * PAGE)]
+    bus.remove(iommu)
+    assert maps(edu) == []
+    listener.detach()
+
+
+def test_what_was_mapped_before_is_unmapped_meanwhile_piece_by_piece(
+    edu: PCIDevice, topology: Topology, iommu: Table
+) -> None:
+    bus = MemoryRegion("bus", 1 << 64)
+    bus.add(AliasRegion("window", iommu, 0x20_0000, 0x10_0000), 0x20_0000)
+    device = topology.space("device", bus)
+    listener = DMAListener(edu.dma, edu.uri)
+    listener.attach(device)
+    iommu.map(0x20_0000, BASE, 8 * PAGE)
+    pieces: list[tuple[int, int]] = []
+
+    def unmap_pieces() -> None:
+        for first, size in pieces:
+            iommu.unmap(first, size)
+
+    device.add_listener(Invalidator(unmap_pieces), priority=-1)
+    pieces += [(0x20_2000, 2 * PAGE), (0x20_0000, PAGE), (0x20_7400, 0x400)]
+    bus.add(MMIORegion("registers", PAGE, Registers()), 0)
+    assert maps(edu) == [(0x20_1000, PAGE, PAGE), (0x20_4000, 4 * PAGE, 4 * PAGE)]
+    listener.detach()
 
 
 # RAM in parts
