@@ -199,6 +199,21 @@ def test_a_refused_bar_does_not_hide_refused_ram(
         device.dma.unmap(BASE, PAGE)
 
 
+def test_a_bar_does_not_hide_ram_that_could_not_be_unmapped(
+    device: PCIDevice,
+    listener: DMAListener,
+    guest: Guest,
+    bar: RAMDeviceRegion,
+    blocks: list[RAMRegion],
+) -> None:
+    guest.root.add(blocks[0], BASE)
+    refuse(device, REFUSE_UNMAP, BASE)
+    with pytest.raises(DMAError, match="dma unmap of 4096 bytes"):
+        guest.root.add(bar, BASE, priority=1)
+    assert agree(device, listener)
+    refuse(device, REFUSE_UNMAP, NOWHERE)
+
+
 def test_the_bar_of_a_closed_device_is_a_warning(
     listener: DMAListener,
     guest: Guest,
