@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Clients of the served models, made of hand-written bytes."""
+"""Clients made of hand-written bytes; guests whose memory a device follows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pyvfio.emulator.dma_listener import DMAListener
+from pyvfio.emulator.memory import RAMRegion
+from pyvfio.pci.device import PCIDevice
+from tests.conformance.guest_memory import PAGE, Guest
 from tests.fault import raw
 from tests.fault.raw import RawClient
 from tests.support import ServerProcess
@@ -65,3 +69,27 @@ def served(path: Path) -> Iterator[Callable[[str], ServerProcess]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def guest() -> Guest:
+    """A guest without memory."""
+    return Guest()
+
+
+@pytest.fixture
+def blocks() -> Iterator[list[RAMRegion]]:
+    """RAM of one page each."""
+    found = [RAMRegion(f"ram{number}", PAGE) for number in range(4)]
+    yield found
+    for block in found:
+        block.close()
+
+
+@pytest.fixture
+def listener(device: PCIDevice, guest: Guest) -> Iterator[DMAListener]:
+    """The maps of a test's device follow the guest's memory."""
+    found = DMAListener(device.dma, device.uri)
+    found.attach(guest.space)
+    yield found
+    found.detach()
