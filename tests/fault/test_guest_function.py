@@ -113,7 +113,7 @@ def test_memory_of_the_guest_changes_while_its_device_is_gone(
         function.realize(machine.bus, SLOT)
         served("testdev").kill()
         assert eventually(lambda: test_device.lost)
-        machine.memory.root.remove(machine.ram)
+        machine.memory_root.remove(machine.ram)
         assert test_device.dma.mappings == ()
 
 
@@ -148,9 +148,9 @@ def test_what_changed_meanwhile_is_mapped_when_it_is_reached_again(
         function.realize(machine.bus, SLOT)
         served("testdev")
         assert eventually(lambda: test_device.lost)
-        machine.memory.root.remove(machine.ram)
+        machine.memory_root.remove(machine.ram)
         with pytest.raises(ConnectionLost):
-            machine.memory.root.add(more, 1 << 30)
+            machine.memory_root.add(more, 1 << 30)
         function.reconnect(timeout=20)
         assert [entry.iova for entry in test_device.dma.mappings] == [1 << 30]
         assert test_device.bars[MEMORY].read32(0) == 0
