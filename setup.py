@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pyvfio/__init__.py").read_text(), re.M)
 assert VERSION is not None
 
-UNICORN = "unicorn>=2.1,<3"
+UNICORN = "unicorn>=2.1.3,<3"
 
 setup(
     name="pyvfio",

@@ -56,7 +56,7 @@ class Step(NamedTuple):
 
 
 class Words(NamedTuple):
-    """The words of the report, in the order and by the names of ``firmware/edu.s``.
+    """The words of the report, in the order and by the names of ``firmware/layout.inc``.
 
     ``begun`` and ``right`` have a bit for each of :data:`STEPS`.
     """

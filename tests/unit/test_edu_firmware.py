@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -17,11 +18,12 @@ from tests.support import ROOT
 
 FOLDER = ROOT / "pyvfio/emulator/firmware"
 SOURCE = (FOLDER / "edu.s").read_text()
+LAYOUT = (FOLDER / "layout.inc").read_text()
 
 
 def constant(name: str) -> int:
     """The value of a ``.equ`` of the source."""
-    (text,) = re.findall(rf"\.equ\s+{name}, (.+?)(?:\s+#.*)?\n", SOURCE)
+    (text,) = re.findall(rf"\.equ\s+{name}, (.+?)(?:\s+#.*)?\n", LAYOUT)
     parts = [int(part, 0) if part[0].isdigit() else constant(part) for part in text.split(" + ")]
     return sum(parts)
 
@@ -38,10 +40,11 @@ def written(**values: int) -> bytearray:
 @pytest.mark.assembler
 def test_the_bytes_are_those_of_the_source(tmp_path: Path) -> None:
     (recipe,) = re.findall(r"#     (as .+)\n#     (ld .+)\n", SOURCE)
+    folder = tmp_path / "firmware"
+    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("*.bin"))
     for command in recipe:
-        words = command.replace("edu.s", str(FOLDER / "edu.s")).split()
-        subprocess.run(words, cwd=tmp_path, check=True)
-    assert (tmp_path / "edu.bin").read_bytes() == edu_firmware.image()
+        subprocess.run(command.split(), cwd=folder, check=True)
+    assert (folder / "edu.bin").read_bytes() == edu_firmware.image()
 
 
 def test_the_firmware_is_among_the_examples() -> None:
@@ -56,7 +59,7 @@ def test_each_word_is_where_the_source_has_it(name: str) -> None:
 def test_places_and_sizes_are_those_of_the_source() -> None:
     assert constant("REPORT") == edu_firmware.REPORT
     assert constant("REPORT_BYTES") == edu_firmware.REPORT_SIZE
-    steps = re.findall(r"\.equ\s+STEP_\w+, (\d+)\n", SOURCE)
+    steps = re.findall(r"\.equ\s+STEP_\w+, (\d+)\n", LAYOUT)
     assert [int(number) for number in steps] == list(range(len(STEPS)))
 
 

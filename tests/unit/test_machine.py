@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 from collections.abc import Iterator
 
@@ -520,6 +521,24 @@ def test_two_machines_do_not_disturb_each_other(machine: Machine) -> None:
 def test_ram_of_an_impossible_size_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="bytes of RAM"):
         Machine(size)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "instructions"), [(-1, None), (math.nan, None), (1, -1), (math.inf, -5)]
+)
+def test_a_run_of_an_impossible_length_is_refused(
+    machine: Machine, timeout: float, instructions: int | None
+) -> None:
+    with pytest.raises(ValueError, match="a run of"):
+        machine.run(timeout, instructions)
+
+
+def test_a_run_may_have_no_limit_of_time(machine: Machine, function: Function) -> None:
+    take_interrupts(machine)
+    machine.load(CODE, prologue() + STI + HLT + CLI + HLT)
+    machine.start(CODE, STACK)
+    function.events.call_after(0.02, function.signal)
+    assert machine.run(math.inf).outcome is Outcome.HALTED
 
 
 def test_a_program_that_is_not_within_the_ram_is_refused(machine: Machine) -> None:

@@ -18,6 +18,7 @@ from pyvfio.emulator.machine.interrupts import InterruptController
 from pyvfio.emulator.machine.result import Outcome, Result
 from pyvfio.emulator.memory import MemoryRegion, MMIORegion, RAMRegion, Topology
 from pyvfio.memory import PAGE_SIZE
+from pyvfio.polling import milliseconds
 from pyvfio.uapi.layout import Buffer
 
 RAM_SIZE = 16 << 20
@@ -179,9 +180,12 @@ class Machine(Host, Closing):
 
         :param timeout: seconds.
         :param instructions: how many may be executed.
+        :raises ValueError: a negative time or number.
         :raises BaseException: what a function or a listener of the memory map has raised; the
             guest's instruction is done, and the guest can go on.
         """
+        if not timeout >= 0 or (instructions is not None and instructions < 0):
+            raise ValueError(f"a run of {timeout} s and {instructions} instructions")
         started, before, taken = time.monotonic(), self.cpu.executed, self._taken
         limit = None if instructions is None else before + instructions
         outcome, reason = self._run(started + timeout, limit)
@@ -240,9 +244,12 @@ class Machine(Host, Closing):
 
     def _wait(self, seconds: float) -> None:
         """Wait until a function has something to dispatch, or the time is up."""
-        timers = (function.events.timeout for function in self._functions)
-        seconds = min([seconds, *(left for left in timers if left is not None)])
-        select.select([function.events for function in self._functions], [], [], seconds)
+        poller = select.poll()
+        for function in self._functions:
+            poller.register(function.events, select.POLLIN)
+            left = function.events.timeout
+            seconds = seconds if left is None else min(seconds, left)
+        poller.poll(milliseconds(seconds))
 
     def close(self) -> None:
         """Take every function off, and release the RAM.  May be repeated.

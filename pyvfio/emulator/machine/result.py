@@ -8,14 +8,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Stop(Enum):
-    """Why the processor does not execute instructions."""
-
-    PAUSED = "paused"
-    HALTED = "halted"
-    FAULT = "fault"
-
-
 class Outcome(Enum):
     """Why a run ended."""
 

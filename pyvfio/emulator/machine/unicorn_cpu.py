@@ -20,7 +20,6 @@ from typing import Any
 
 from pyvfio.closing import Closing
 from pyvfio.emulator.machine.cpu_memory import CPUMemory, Range
-from pyvfio.emulator.machine.result import Stop
 from pyvfio.emulator.memory import AddressSpace
 from pyvfio.emulator.memory.terminal import all_ones
 from pyvfio.errors import BackendUnavailable
@@ -124,16 +123,16 @@ class UnicornCPU(Closing):
         """How many instructions were executed since it was made."""
         return self._steps.done
 
-    def run(self, instructions: int, seconds: float, await_interrupts: bool = False) -> Stop:
+    def run(self, instructions: int, seconds: float, await_interrupts: bool = False) -> None:
         """Execute up to so many instructions, or until a time has passed at a device access.
+
+        It ends earlier with :attr:`halted` or :attr:`fault`, and does nothing once one is set.
 
         :param await_interrupts: stop as soon as the guest has interrupts on.
         :raises BaseException: what was raised by who was called for an access.
         """
-        if self.fault is not None:
-            return Stop.FAULT
-        if self.halted:
-            return Stop.HALTED
+        if self.halted or self.fault is not None:
+            return
         self._map_memory()
         self._until = time.monotonic() + seconds
         self._steps.allow(instructions, IF if await_interrupts else 0)
@@ -145,13 +144,6 @@ class UnicornCPU(Closing):
         raised, self._error = self._error, None
         if raised is not None:
             raise raised
-        return self._state
-
-    @property
-    def _state(self) -> Stop:
-        if self.fault is not None:
-            return Stop.FAULT
-        return Stop.HALTED if self.halted else Stop.PAUSED
 
     def pause(self) -> None:
         """Have :meth:`run` return in front of the next instruction; for who is called by it."""
