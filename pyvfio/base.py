@@ -31,8 +31,9 @@ from pyvfio.errors import (
     operation_error,
 )
 from pyvfio.irq import IRQSet
+from pyvfio.posting import Posting
 from pyvfio.reconnection import Reconnection, check_same_device
-from pyvfio.region import Posting, Region
+from pyvfio.region import Region
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
 from pyvfio.vectors import (
     MAX_IRQS,
@@ -115,7 +116,9 @@ class VFIOBase(Closing, ABC):
             found = self._regions.get(index)
             if found is None:
                 info = self._region_info(index)
-                found = (kind or Region)(self.device_io, info, self.uri, self._posting)
+                found = (kind or Region)(
+                    self.device_io, info, self.uri, self._posting, self.check_present
+                )
                 self._regions[index] = found
             return found
 

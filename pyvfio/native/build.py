@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-_NAMES = ("mmio.c", "ioctl.c", "eventfd.c", "steps.c")
+_NAMES = ("mmio.c", "window.c", "program.c", "ioctl.c", "eventfd.c", "steps.c")
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
 ffibuilder = FFI()
@@ -26,6 +26,62 @@ ffibuilder.cdef(
     int pyvfio_guard(void);
     void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable);
     int pyvfio_unmap(void *address, size_t size);
+    void pyvfio_read_barrier(void);
+    void pyvfio_write_barrier(void);
+    void pyvfio_full_barrier(void);
+
+    struct pyvfio_area {
+        uint64_t start;
+        uint64_t end;
+        uintptr_t address;
+    };
+    struct pyvfio_window {
+        uint64_t size;
+        int readable;
+        int writable;
+        uint64_t count;
+        struct pyvfio_area areas[];
+    };
+    struct pyvfio_loaded {
+        uint64_t value;
+        uint64_t failure;
+    };
+    uint64_t pyvfio_load8(const struct pyvfio_window *window, uint64_t offset);
+    uint64_t pyvfio_load16(const struct pyvfio_window *window, uint64_t offset);
+    uint64_t pyvfio_load32(const struct pyvfio_window *window, uint64_t offset);
+    struct pyvfio_loaded pyvfio_load64(const struct pyvfio_window *window, uint64_t offset);
+    struct pyvfio_loaded pyvfio_load64_halves(const struct pyvfio_window *window, uint64_t offset,
+                                              int high_first);
+    uint64_t pyvfio_store8(const struct pyvfio_window *window, uint64_t offset, uint8_t value);
+    uint64_t pyvfio_store16(const struct pyvfio_window *window, uint64_t offset, uint16_t value);
+    uint64_t pyvfio_store32(const struct pyvfio_window *window, uint64_t offset, uint32_t value);
+    uint64_t pyvfio_store64(const struct pyvfio_window *window, uint64_t offset, uint64_t value);
+    uint64_t pyvfio_store64_halves(const struct pyvfio_window *window, uint64_t offset,
+                                   uint64_t value, int high_first);
+    uint64_t pyvfio_load_block(const struct pyvfio_window *window, uint64_t offset, char *target,
+                               uint64_t size, unsigned width);
+    uint64_t pyvfio_store_block(const struct pyvfio_window *window, uint64_t offset,
+                                const char *source, uint64_t size, unsigned width);
+
+    struct pyvfio_step {
+        uint16_t op;
+        uint16_t width;
+        uint32_t unused;
+        uint64_t offset;
+        uint64_t value;
+        uint64_t mask;
+        double timeout;
+        uint64_t result;
+    };
+    struct pyvfio_run {
+        uint64_t at;
+        uint64_t started;
+    };
+    uint64_t pyvfio_first_wrong(const struct pyvfio_window *window,
+                                const struct pyvfio_step *steps, uint64_t count);
+    int pyvfio_run(const struct pyvfio_window *window, struct pyvfio_step *steps, uint64_t count,
+                   struct pyvfio_run *run);
+
     int pyvfio_ioctl(int fd, unsigned long request, uintptr_t argument);
     int pyvfio_signal(int fd);
     struct pyvfio_steps {

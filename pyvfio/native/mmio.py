@@ -36,6 +36,10 @@ WRITE: dict[int, Callable[[int, int], int]] = {
 
 ALL_ONES = {width: (1 << 8 * width) - 1 for width in READ}
 
+read_barrier = lib.pyvfio_read_barrier
+write_barrier = lib.pyvfio_write_barrier
+full_barrier = lib.pyvfio_full_barrier
+
 
 def faulted() -> bool:
     """Whether this thread's last load that gave all ones had no memory behind it."""
@@ -50,16 +54,19 @@ def copy_out(address: int, size: int) -> bytearray | None:
 
 def copy_into(target: bytearray | memoryview, address: int) -> bool:
     """Fill ``target`` from ``address``; False where some of it cannot be reached."""
-    return not lib.pyvfio_copy(_address_of(target), address, len(target))
+    pinned = ffi.from_buffer(target)
+    return not lib.pyvfio_copy(_address_of(pinned), address, len(target))
 
 
 def copy_in(address: int, data: Buffer) -> bool:
     """Copy ``data`` to ``address``; False where some of it cannot be reached."""
-    return not lib.pyvfio_copy(address, _address_of(data), len(data))
+    pinned = ffi.from_buffer(data)
+    return not lib.pyvfio_copy(address, _address_of(pinned), len(data))
 
 
-def _address_of(data: Buffer) -> int:
-    return int(ffi.cast("uintptr_t", ffi.from_buffer(data)))
+def _address_of(pinned: Any) -> int:
+    """Where a buffer is, which does not move as long as ``pinned`` lives."""
+    return int(ffi.cast("uintptr_t", pinned))
 
 
 class MappedMemory:
