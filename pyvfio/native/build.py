@@ -84,6 +84,7 @@ ffibuilder.cdef(
 
     int pyvfio_ioctl(int fd, unsigned long request, uintptr_t argument);
     int pyvfio_signal(int fd);
+    uint64_t pyvfio_take(int fd, int64_t nanoseconds);
     struct pyvfio_steps {
         uint64_t done;
         uint64_t limit;

@@ -45,6 +45,7 @@ ROOMS = {
             "device_access",
             "dma_batch",
             "irq",
+            "irq_wait",
             "io_eventfd",
             "region",
             "region_access",
