@@ -42,6 +42,7 @@ ROOMS = {
             "memory",
             "iova",
             "map_table",
+            "sorted_blocks",
             "device_access",
             "dma_batch",
             "irq",
