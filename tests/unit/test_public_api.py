@@ -49,6 +49,7 @@ ROOMS = {
             "region",
             "container",
             "reconnection",
+            "migration_states",
             "base",
             "registry",
         ),
