@@ -30,6 +30,7 @@ from pyvfio.errors import (
     VFIOError,
     operation_error,
 )
+from pyvfio.features import Features
 from pyvfio.irq import IRQSet
 from pyvfio.reconnection import Reconnection, check_same_device
 from pyvfio.region import Posting, Region
@@ -140,6 +141,11 @@ class VFIOBase(Closing, ABC):
         if found.count > MAX_VECTORS:
             raise RemoteProtocolError(f"{found.count} vectors", op=op, uri=self.uri)
         return found
+
+    @property
+    def features(self) -> Features:
+        """What the device can do besides what every device can (``VFIO_DEVICE_FEATURE``)."""
+        return Features(lambda: self.device_io, self.check_open, self.uri)
 
     @property
     def dma(self) -> Container:

@@ -22,6 +22,7 @@ from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import (
     DeviceFlags,
+    DeviceState,
     DMAMapFlags,
     IRQFlags,
     IRQSetFlags,
@@ -176,6 +177,18 @@ class IOEventFDInfo:
     fd: int
 
 
+@dataclass(frozen=True, slots=True)
+class PrecopyInfo:
+    """``VFIO_MIG_GET_PRECOPY_INFO``: estimates of what is to be read before the device is stopped.
+
+    :ivar initial_bytes: left of what should be transferred at least before it is stopped.
+    :ivar dirty_bytes: more that has changed since.
+    """
+
+    initial_bytes: int
+    dirty_bytes: int
+
+
 class Vectors(Protocol):
     """Both vectors of a device that is reached, and an end to it."""
 
@@ -277,9 +290,41 @@ class DeviceIO(ABC):
         """``VFIO_DEVICE_PCI_HOT_RESET``: reset the bus or slot; optional."""
         raise UnsupportedError("there is no bus to reset", op="hot reset")
 
+    # Features and migration; optional, all of them
+
+    def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
+        """``VFIO_DEVICE_FEATURE``.
+
+        :param flags: the feature's number, with what to do: GET, SET or PROBE.
+        :param data: the feature's data, for SET, and for GET where it says what to get.
+        :param size: most bytes of data that may come back.
+        :returns: the data that was got, or what has become of that which was set.
+        """
+        raise _unsupported("device feature")
+
+    def set_migration_state(self, state: DeviceState) -> None:
+        """``VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE``: bring the device there, by whatever way."""
+        raise _unsupported("migration")
+
+    def migration_read(self, buffer: memoryview) -> int | None:
+        """The next migration data of the device; returns the bytes read, None or 0 for none now."""
+        raise _unsupported("migration")
+
+    def migration_write(self, data: memoryview) -> int:
+        """The next migration data for the device; returns the bytes taken."""
+        raise _unsupported("migration")
+
+    def precopy_info(self) -> PrecopyInfo:
+        """``VFIO_MIG_GET_PRECOPY_INFO``, of the save that is under way."""
+        raise _unsupported("pre-copy info")
+
     @abstractmethod
     def close(self) -> None:
         """Close every descriptor that this vector owns.  May be repeated."""
+
+
+def _unsupported(what: str) -> UnsupportedError:
+    return UnsupportedError("the backend has none", op=what)
 
 
 class BatchFailure(NamedTuple):

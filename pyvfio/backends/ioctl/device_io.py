@@ -9,20 +9,31 @@ import struct
 from collections.abc import Callable, Sequence
 
 from pyvfio.backends.ioctl.hot_reset import hot_reset
+from pyvfio.backends.ioctl.migration_data import MigrationData
 from pyvfio.errors import IRQError
 from pyvfio.native.ioctl import ioctl
 from pyvfio.uapi import vfio
-from pyvfio.uapi.ioctl import Ioctl
+from pyvfio.uapi.ioctl import DeviceIoctl, Ioctl
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import (
     PCI_NUM_IRQS,
     PCI_NUM_REGIONS,
     DeviceFlags,
+    DeviceState,
+    Feature,
+    FeatureFlags,
     IRQFlags,
     IRQSetFlags,
     RegionFlags,
 )
-from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IRQInfo, RegionInfo
+from pyvfio.vectors import (
+    MAX_REGION_INFO,
+    DeviceInfo,
+    DeviceIO,
+    IRQInfo,
+    PrecopyInfo,
+    RegionInfo,
+)
 
 
 class KernelDeviceIO(DeviceIO):
@@ -36,6 +47,7 @@ class KernelDeviceIO(DeviceIO):
         self.fd = fd
         self._group_fd = group_fd
         self._offsets: dict[int, int] = {}
+        self._data = MigrationData()
 
     def get_info(self) -> DeviceInfo:
         layout = vfio.DEVICE_INFO
@@ -125,11 +137,35 @@ class KernelDeviceIO(DeviceIO):
 
     def reset(self) -> None:
         ioctl(self.fd, Ioctl.DEVICE_RESET)
+        self._data.close()  # the session, if there was one, is over
 
     def hot_reset(self) -> None:
         hot_reset(self.fd, self._group_fd)
 
+    def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
+        layout = vfio.DEVICE_FEATURE
+        total = layout.size + max(len(data), size)
+        request = bytearray(layout.pack(total, flags) + data).ljust(total, b"\0")
+        ioctl(self.fd, DeviceIoctl.FEATURE, request)
+        return memoryview(request)[layout.size :]
+
+    def set_migration_state(self, state: DeviceState) -> None:
+        layout = vfio.FEATURE_STATE
+        flags = Feature.MIG_DEVICE_STATE | FeatureFlags.SET
+        reply = layout.unpack_from(self.feature(flags, layout.pack(state, -1)))
+        self._data.follow(state, reply.data_fd)
+
+    def migration_read(self, buffer: memoryview) -> int | None:
+        return self._data.read(buffer)
+
+    def migration_write(self, data: memoryview) -> int:
+        return self._data.write(data)
+
+    def precopy_info(self) -> PrecopyInfo:
+        return self._data.precopy_info()
+
     def close(self) -> None:
+        self._data.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -14,7 +14,14 @@ from pyvfio.transport.channel import Channel
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
-from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
+from pyvfio.uapi.vfio import (
+    DeviceFlags,
+    DeviceState,
+    Feature,
+    FeatureFlags,
+    IRQFlags,
+    IRQSetFlags,
+)
 from pyvfio.vectors import (
     MAX_REGION_INFO,
     DeviceInfo,
@@ -30,9 +37,9 @@ from pyvfio.wire.messages.region import MAX_WRITE_ENTRY
 from pyvfio.wire.version import Limits
 
 SAFE_WRITE = 32 * 1024
-"""Bytes in one REGION_WRITE to a server that does not say that it reads longer ones whole.  A
-widespread one reads a body with one recv() and loses step above about this size, whatever it
-negotiated."""
+"""Bytes in one REGION_WRITE or MIG_DATA_WRITE to a server that does not say that it reads longer
+ones whole.  A widespread one reads a body with one recv() and loses step above about this size,
+whatever it negotiated."""
 
 
 SOME_IO_FDS = 4096
@@ -157,17 +164,19 @@ class UserDeviceIO(DeviceIO):
         return data
 
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
-        limit = self._limits.max_data_xfer_size
-        if not self._limits.long_writes:
-            limit = min(limit, SAFE_WRITE)
         view, done = memoryview(data), 0
         while done < len(view):
-            chunk = view[done : done + limit]
+            chunk = view[done : done + self._longest_write]
             written = self._write(index, offset + done, chunk, posted)
             done += written
             if written < len(chunk):
                 break
         return done
+
+    @property
+    def _longest_write(self) -> int:
+        longest = self._limits.max_data_xfer_size
+        return longest if self._limits.long_writes else min(longest, SAFE_WRITE)
 
     def _write(self, index: int, offset: int, data: memoryview, posted: bool) -> int:
         request = messages.RegionWrite(offset, index, data)
@@ -202,6 +211,29 @@ class UserDeviceIO(DeviceIO):
 
     def reset(self) -> None:
         self._channel.call(Command.DEVICE_RESET, messages.Empty())
+
+    def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
+        argsz = vfio.DEVICE_FEATURE.size + max(len(data), size)
+        request = messages.DeviceFeature(argsz, flags, data)
+        reply: Buffer = self._channel.call(Command.DEVICE_FEATURE, request).message.data
+        return reply
+
+    def set_migration_state(self, state: DeviceState) -> None:
+        self.feature(
+            Feature.MIG_DEVICE_STATE | FeatureFlags.SET, vfio.FEATURE_STATE.pack(state, -1)
+        )
+
+    def migration_read(self, buffer: memoryview) -> int:
+        wanted = min(len(buffer), self._limits.max_data_xfer_size)
+        request = messages.MigDataRead(wanted)
+        data = self._channel.call(Command.MIG_DATA_READ, request).message.data
+        buffer[: len(data)] = data
+        return len(data)
+
+    def migration_write(self, data: memoryview) -> int:
+        chunk = data[: self._longest_write]
+        self._channel.call(Command.MIG_DATA_WRITE, messages.MigDataWrite(chunk))
+        return len(chunk)
 
     def close(self) -> None:
         close_fds(self._region_fds)
