@@ -50,6 +50,8 @@ ROOMS = {
             "container",
             "reconnection",
             "features",
+            "dirty_bitmap",
+            "dirty",
             "migration_states",
             "migration_control",
             "migration_stream",
