@@ -14,6 +14,8 @@ from typing import Any
 
 from pyvfio.base import VFIOBase
 from pyvfio.container import Container
+from pyvfio.dirty import DirtyKind
+from pyvfio.dirty_bitmap import DirtyBitmap
 from pyvfio.errors import (
     AccessDenied,
     BackendError,
@@ -50,6 +52,7 @@ from pyvfio.pci.device import PCIDevice
 from pyvfio.reconnection import Reconnection
 from pyvfio.region import Region
 from pyvfio.registry import open_backend
+from pyvfio.uapi.vfio import DeviceState
 from pyvfio.vectors import ContainerIO, DeviceIO
 
 __version__ = "0.1.0"
@@ -72,6 +75,9 @@ __all__ = [
     "DeviceClosed",
     "DeviceIO",
     "DeviceNotFound",
+    "DeviceState",
+    "DirtyBitmap",
+    "DirtyKind",
     "GroupNotViable",
     "IRQError",
     "IRQSet",

@@ -97,6 +97,8 @@ class VFIOBase(Closing, ABC):
                 uri=self.uri,
             )
         self._undo.callback(self._close_children)
+        container.dirty.join(self)
+        self._undo.callback(container.dirty.leave, self)
 
     # What the device is
 
@@ -295,7 +297,7 @@ class VFIOBase(Closing, ABC):
             raise ValueError(f"reconnect {self.uri}: a timeout of {timeout} s")
         if os.getpid() != self._pid:
             raise DeviceClosed("the device is the parent's", op="reconnect", uri=self.uri)
-        self._dma.check_no_batch("reconnect")
+        self._dma.check_no_batch("reconnect()")
 
     def _move_to(self, vectors: Vectors, infos: Mapping[int, RegionInfo]) -> Reconnection:
         unflushed = self.device_io.unflushed

@@ -318,6 +318,39 @@ class DeviceIO(ABC):
         """``VFIO_MIG_GET_PRECOPY_INFO``, of the save that is under way."""
         raise _unsupported("pre-copy info")
 
+    # A log of what the device writes; optional, all of it
+
+    @property
+    def max_report(self) -> int:
+        """Bytes of a bitmap in one :meth:`logging_report`, a multiple of 8."""
+        return 1 << 20
+
+    @property
+    def logs_everything(self) -> bool:
+        """Whether a log without ranges is one of everything; else it needs some."""
+        return False
+
+    @property
+    def log_outlives_maps(self) -> bool:
+        """Whether what was written can be asked for after the memory was unmapped."""
+        return True
+
+    def logging_start(self, page_size: int, ranges: Sequence[tuple[int, int]]) -> int:
+        """``VFIO_DEVICE_FEATURE_DMA_LOGGING_START``; returns the page size that was chosen.
+
+        :param page_size: bytes; a hint.
+        :param ranges: (address, bytes) of what is logged.
+        """
+        raise _unsupported("dma logging")
+
+    def logging_stop(self) -> None:
+        """``VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP``."""
+        raise _unsupported("dma logging")
+
+    def logging_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        """``VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT``: the bitmap of a range, which is cleared."""
+        raise _unsupported("dma logging")
+
     @abstractmethod
     def close(self) -> None:
         """Close every descriptor that this vector owns.  May be repeated."""
@@ -369,6 +402,34 @@ class ContainerIO(ABC):
     @abstractmethod
     def dma_unmap_all(self) -> None:
         """Take away every map."""
+
+    # Dirty pages; optional, all of it
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether a device reaches memory otherwise than by :class:`DeviceAccess`."""
+        return True
+
+    @property
+    def dirty_page_sizes(self) -> int:
+        """Page sizes in which it tells what devices may have written, each a bit; 0: it cannot."""
+        return 0
+
+    def dirty_start(self) -> None:
+        """Begin to track."""
+        raise _unsupported("dirty pages")
+
+    def dirty_stop(self) -> None:
+        """Track no more."""
+        raise _unsupported("dirty pages")
+
+    def dirty_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        """The bitmap of exactly one map, which is cleared."""
+        raise _unsupported("dirty pages")
+
+    def dma_unmap_dirty(self, iova: int, size: int, page_size: int) -> Buffer:
+        """As :meth:`dma_unmap`, with the bitmap of what may have been written until then."""
+        raise _unsupported("dirty pages")
 
     @abstractmethod
     def begin(self) -> None:

@@ -51,6 +51,7 @@ ROOMS = {
             "reconnection",
             "features",
             "dirty_bitmap",
+            "dirty_sources",
             "dirty",
             "migration_states",
             "migration_control",

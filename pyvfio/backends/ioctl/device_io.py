@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 from pyvfio.backends.ioctl.hot_reset import hot_reset
 from pyvfio.backends.ioctl.migration_data import MigrationData
+from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import IRQError
-from pyvfio.native.ioctl import ioctl
+from pyvfio.native.ioctl import address_of, ioctl
 from pyvfio.uapi import vfio
 from pyvfio.uapi.ioctl import DeviceIoctl, Ioctl
 from pyvfio.uapi.layout import Buffer
@@ -164,8 +165,29 @@ class KernelDeviceIO(DeviceIO):
     def precopy_info(self) -> PrecopyInfo:
         return self._data.precopy_info()
 
+    def logging_start(self, page_size: int, ranges: Sequence[tuple[int, int]]) -> int:
+        layout = vfio.LOGGING_CONTROL
+        listed = bytearray(b"".join(vfio.LOGGING_RANGE.pack(*found) for found in ranges))
+        data = layout.pack(page_size, len(ranges), 0) + _pointer(listed)
+        flags = Feature.DMA_LOGGING_START | FeatureFlags.SET
+        return layout.unpack_from(self.feature(flags, data)).page_size
+
+    def logging_stop(self) -> None:
+        self.feature(Feature.DMA_LOGGING_STOP | FeatureFlags.SET)
+
+    def logging_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        bitmap = bytearray(bitmap_size(size, page_size))
+        data = vfio.LOGGING_REPORT.pack(iova, size, page_size) + _pointer(bitmap)
+        self.feature(Feature.DMA_LOGGING_REPORT | FeatureFlags.GET, data)
+        return bitmap
+
     def close(self) -> None:
         self._data.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _pointer(buffer: bytearray) -> bytes:
+    """The member of a struct that points to a buffer."""
+    return struct.pack("=Q", address_of(buffer))

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import RemoteError, RemoteProtocolError
 from pyvfio.eventfd import is_eventfd
 from pyvfio.transport.channel import Channel
@@ -234,6 +235,42 @@ class UserDeviceIO(DeviceIO):
         chunk = data[: self._longest_write]
         self._channel.call(Command.MIG_DATA_WRITE, messages.MigDataWrite(chunk))
         return len(chunk)
+
+    @property
+    def max_report(self) -> int:
+        return min(super().max_report, self._limits.max_data_xfer_size & ~7)
+
+    @property
+    def logs_everything(self) -> bool:
+        return True
+
+    @property
+    def log_outlives_maps(self) -> bool:
+        return False  # servers keep it with the map
+
+    def logging_start(self, page_size: int, ranges: Sequence[tuple[int, int]]) -> int:
+        data = vfio.LOGGING_CONTROL.pack(page_size, len(ranges), 0)
+        data += b"".join(vfio.LOGGING_RANGE.pack(*found) for found in ranges)
+        flags = Feature.DMA_LOGGING_START | FeatureFlags.SET
+        reply = self.feature(flags, data, len(data))
+        if len(reply) != len(data):
+            raise self._wrong(f"{len(reply)} bytes answer DMA_LOGGING_START of {len(data)}")
+        return vfio.LOGGING_CONTROL.unpack_from(reply).page_size
+
+    def logging_stop(self) -> None:
+        self.feature(Feature.DMA_LOGGING_STOP | FeatureFlags.SET)
+
+    def logging_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        layout = vfio.LOGGING_REPORT
+        asked = layout.pack(iova, size, page_size)
+        total = layout.size + bitmap_size(size, page_size)
+        reply = self.feature(Feature.DMA_LOGGING_REPORT | FeatureFlags.GET, asked, total)
+        if len(reply) != total or reply[: layout.size] != asked:
+            raise self._wrong(f"{len(reply)} bytes of another DMA_LOGGING_REPORT than {total}")
+        return memoryview(reply)[layout.size :]
+
+    def _wrong(self, reason: str) -> RemoteProtocolError:
+        return RemoteProtocolError(reason, uri=self._channel.name)
 
     def close(self) -> None:
         close_fds(self._region_fds)
