@@ -248,6 +248,15 @@ class VFIOBase(Closing, ABC):
         self.check_open("hot reset")
         self._ask("hot reset", ResetError, self.device_io.hot_reset)
 
+    def hot_reset_functions(self) -> Sequence[str]:
+        """The PCI addresses of what :meth:`hot_reset` resets, this device's among them.
+
+        :raises UnsupportedError: the backend has no buses.
+        :raises ResetError: the device is in no bus or slot that can be reset.
+        """
+        self.check_open("hot reset")
+        return self._ask("hot reset", ResetError, self.device_io.hot_reset_functions)
+
     def reconnect(
         self, timeout: float = 0.0, check: Callable[[DeviceIO], None] | None = None
     ) -> Reconnection:

@@ -87,6 +87,11 @@ class Container:
         return list(self._io.iova_ranges)
 
     @property
+    def max_maps(self) -> int:
+        """How many ranges may be mapped at one time."""
+        return self._io.max_maps
+
+    @property
     def mappings(self) -> tuple[MapEntry, ...]:
         """What is mapped now, by ascending address."""
         return self._maps.all()

@@ -14,7 +14,8 @@
     |  +- GroupNotViable                   blockers: devices of the group that others drive
     |  +- AccessDenied(PermissionError)
     +- OperationError(OSError)             errno is kept
-    |  +- RegionError, IRQError, ResetError
+    |  +- RegionError, ResetError
+    |  +- IRQError                         available: vectors that there are instead
     |  +- DMAError                         iova, size
     |  |  +- DMABatchError                 failures: each map or unmap that was refused
     |  +- MigrationError                   state: what the device is left in
@@ -27,6 +28,7 @@
     +- ConnectionLost(ConnectionError)     the peer is gone
     +- DeviceClosed(ValueError)            used after close()
     +- BufferInUse(BufferError)            a view of the memory is alive
+    +- StateError(ValueError)              saved state that cannot be loaded here
     +- UnsupportedError(NotImplementedError)
     +- VFIOTimeout(TimeoutError)
 
@@ -152,7 +154,23 @@ class RegionError(OperationError):
 
 
 class IRQError(OperationError):
-    """Interrupts could not be enabled, disabled, masked or unmasked."""
+    """Interrupts could not be enabled, disabled, masked or unmasked.
+
+    :param available: how many vectors could be enabled instead; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        available: int | None = None,
+        op: str = "",
+        uri: str = "",
+        errno: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(reason, op=op, uri=uri, errno=errno, hint=hint)
+        self.available = available
 
 
 class ResetError(OperationError):
@@ -261,6 +279,10 @@ class DeviceClosed(VFIOError, ValueError):
 
 class BufferInUse(VFIOError, BufferError):
     """Memory cannot be released because a numpy view of it is still alive."""
+
+
+class StateError(VFIOError, ValueError):
+    """Saved state is damaged, of another kind of device, or newer than this program."""
 
 
 class UnsupportedError(VFIOError, NotImplementedError):

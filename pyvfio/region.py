@@ -47,6 +47,43 @@ class _MappedArea:
         return self.start <= offset and offset + size <= self.end
 
 
+class DeviceMemory:
+    """Mapped bytes of a device's region as a DMA source, for another device (peer to peer).
+
+    Byte 0 is that of the descriptor, so that address and descriptor agree: the bytes start at
+    ``start``.  They stay mapped in this process as long as this object lives, even where the
+    region is closed.
+
+    :param region: the region; made by its :meth:`Region.device_memory`.
+    :param view: the mapping that holds the bytes.
+    :param address: where their first byte is in this process.
+    :ivar start: offset of the first byte in the descriptor.
+    """
+
+    def __init__(self, region: Region, view: View, offset: int, address: int) -> None:
+        self.start = region.info.fd_offset + offset
+        self._mapping = view.memory
+        self._first = address
+        self._region = region
+        self._info = region.info
+
+    @property
+    def address(self) -> int:
+        """Virtual address that the descriptor's byte 0 would have."""
+        return self._first - self.start
+
+    @property
+    def fd(self) -> int:
+        """The device's descriptor.
+
+        :raises DeviceClosed: the device is closed, or was reached again since.
+        """
+        fd = self._info.fd
+        if fd is None or self._region.closed or self._region.info is not self._info:
+            raise DeviceClosed("closed, or reached again", op=f"memory of {self._region.name}")
+        return fd
+
+
 class Posting:
     """Whether the regions of one device post their writes: until one of them is mapped.
 
@@ -264,12 +301,23 @@ class Region:
             end = area.end if size is None else offset + size
             if area.start <= offset < area.end and offset <= end <= area.end:
                 return area.view.array[offset - area.start : end - area.start]
-        raise UnsupportedError(
-            f"no mapped area holds offset {offset:#x}, {size or 'any'} bytes",
-            op=f"view {self.name}",
-            uri=self._uri,
-            hint="use read_bytes() and write_bytes()",
-        )
+        raise self._not_mapped("view", offset, size)
+
+    def device_memory(self, offset: int, size: int) -> DeviceMemory:
+        """Mapped bytes of the region, so that another device can be given them for its DMA.
+
+        :raises UnsupportedError: these bytes cannot be mapped, or not in one piece.
+        """
+        self._check_open("map")
+        area = self._area(offset, size)
+        if area is None:
+            raise self._not_mapped("map", offset, size)
+        return DeviceMemory(self, area.view, offset, area.address + offset - area.start)
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
 
     @property
     def io_eventfds(self) -> tuple[IOEventFD, ...]:
@@ -316,7 +364,9 @@ class Region:
 
     def _map(self, area: MmapArea) -> View:
         start = self.info.fd_offset + area.offset
-        if self.info.fd is None or start % PAGE_SIZE or area.size % PAGE_SIZE:
+        # A kernel maps a BAR smaller than a page where nothing else is in that page.
+        whole = area.size % PAGE_SIZE == 0 or area.offset + area.size == self.size
+        if self.info.fd is None or start % PAGE_SIZE or not whole:
             raise OSError(errno.EINVAL, "no descriptor, or not whole pages")
         memory = mmio.MappedMemory(
             self.info.fd,
@@ -402,6 +452,14 @@ class Region:
             op=self._op(verb, offset),
             uri=self._uri,
             errno=errno.EACCES,
+        )
+
+    def _not_mapped(self, verb: str, offset: int, size: int | None) -> UnsupportedError:
+        return UnsupportedError(
+            f"no mapped area holds offset {offset:#x}, {size or 'any'} bytes",
+            op=f"{verb} {self.name}",
+            uri=self._uri,
+            hint="use read_bytes() and write_bytes()",
         )
 
     def _fault(self, verb: str, offset: int) -> RegionError:

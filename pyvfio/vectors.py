@@ -290,6 +290,10 @@ class DeviceIO(ABC):
         """``VFIO_DEVICE_PCI_HOT_RESET``: reset the bus or slot; optional."""
         raise UnsupportedError("there is no bus to reset", op="hot reset")
 
+    def hot_reset_functions(self) -> Sequence[str]:
+        """``VFIO_DEVICE_GET_PCI_HOT_RESET_INFO``: the addresses of what it resets; optional."""
+        raise UnsupportedError("there is no bus to reset", op="hot reset")
+
     # Features and migration; optional, all of them
 
     def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:

@@ -6,11 +6,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
-from pyvfio.region import Region
 from pyvfio.uapi import pci
 
 log = logging.getLogger(__name__)
+
+
+class Readable(Protocol):
+    """Configuration space, of a device or of a copy; numbers are little-endian."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+
+    def read8(self, offset: int) -> int:
+        """8 bits."""
+
+    def read16(self, offset: int) -> int:
+        """16 bits."""
+
+    def read32(self, offset: int) -> int:
+        """32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +56,7 @@ class Capability:
         return f"[{self.offset:#05x}] {self.name}{version}"
 
 
-def conventional(config: Region) -> Iterator[Capability]:
+def conventional(config: Readable) -> Iterator[Capability]:
     """The capabilities of the first 256 bytes, in the order of the list."""
     if not config.read16(pci.STATUS.offset) & pci.Status.CAP_LIST:
         return
@@ -55,7 +72,7 @@ def conventional(config: Region) -> Iterator[Capability]:
         offset = (head >> 8) & ~3
 
 
-def extended(config: Region) -> Iterator[Capability]:
+def extended(config: Readable) -> Iterator[Capability]:
     """The capabilities behind the first 256 bytes; none on a conventional PCI device."""
     seen: set[int] = set()
     offset = pci.EXTENDED_FIRST

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyvfio.base import VFIOBase
 from pyvfio.closing import Closing
 from pyvfio.container import Container
@@ -159,6 +161,14 @@ class PCIDevice(Closing):
         :raises ResetError: it refused, or somebody else owns a device that would be reset.
         """
         self.base.hot_reset()
+
+    def hot_reset_functions(self) -> Sequence[str]:
+        """The PCI addresses of what :meth:`hot_reset` resets, this device's among them.
+
+        :raises UnsupportedError: the backend has no buses.
+        :raises ResetError: the device is in no bus or slot that can be reset.
+        """
+        return self.base.hot_reset_functions()
 
     def flush(self) -> None:
         """Return when every posted write has been carried out; see :attr:`Region.posted`.

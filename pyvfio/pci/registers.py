@@ -16,7 +16,7 @@ from pyvfio.pci.capabilities import Capability
 from pyvfio.pci.config import ConfigSpace
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
-from pyvfio.uapi.pci import BARType, CapabilityID, Command, Register, Status
+from pyvfio.uapi.pci import BARType, CapabilityID, Command, ExpressType, Register, Status
 
 WIDTHS = {"b": 1, "w": 2, "l": 4}
 """Letters for bytes of an access to configuration space."""
@@ -113,27 +113,22 @@ PLACES: Mapping[str, Place] = {place.name: place for place in _places()}
 Shown: TypeAlias = bool | int | str
 
 PM_CAPABILITIES, PM_CONTROL = pci.PM_CAPABILITIES, pci.PM_CONTROL
-EXP_DEVICE_STATUS = Register(0x0A, 2)
-EXP_LINK_CAPABILITIES = Register(0x0C, 4)
-EXP_LINK_CONTROL = Register(0x10, 2)
-EXP_LINK_STATUS = Register(0x12, 2)
 
-_PORT_TYPES = {
-    0x0: "endpoint",
-    0x1: "legacy endpoint",
-    0x4: "root port",
-    0x5: "upstream port",
-    0x6: "downstream port",
-    0x7: "PCIe to PCI bridge",
-    0x8: "PCI to PCIe bridge",
-    0x9: "root complex integrated endpoint",
-    0xA: "root complex event collector",
+_PORT_TYPES: Mapping[int, str] = {
+    ExpressType.ENDPOINT: "endpoint",
+    ExpressType.LEG_END: "legacy endpoint",
+    ExpressType.ROOT_PORT: "root port",
+    ExpressType.UPSTREAM: "upstream port",
+    ExpressType.DOWNSTREAM: "downstream port",
+    ExpressType.PCI_BRIDGE: "PCIe to PCI bridge",
+    ExpressType.PCIE_BRIDGE: "PCI to PCIe bridge",
+    ExpressType.RC_END: "root complex integrated endpoint",
+    ExpressType.RC_EC: "root complex event collector",
 }
-_WITHOUT_LINK = (0x9, 0xA)
+_WITHOUT_LINK = (ExpressType.RC_END, ExpressType.RC_EC)
 _SPEEDS = {1: "2.5GT/s", 2: "5GT/s", 3: "8GT/s", 4: "16GT/s", 5: "32GT/s", 6: "64GT/s"}
 _ASPM = {0: "none", 1: "L0s", 2: "L1", 3: "L0s L1"}
 _WAKES = ("D0", "D1", "D2", "D3hot", "D3cold")
-_PORT_TYPE = 0x00F0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +195,8 @@ _MSI = (
     Field("address", pci.MSI_ADDRESS_LO, _ALL, hex),
 )
 _EXP = (
-    Field("version", pci.EXP_FLAGS, 0x000F, int),
-    Field("type", pci.EXP_FLAGS, _PORT_TYPE, _named(_PORT_TYPES)),
+    Field("version", pci.EXP_FLAGS, pci.EXP_FLAGS_VERSION, int),
+    Field("type", pci.EXP_FLAGS, pci.EXP_FLAGS_TYPE, _named(_PORT_TYPES)),
     Field("max_payload_supported", pci.EXP_DEVICE_CAPABILITIES, 0x0000_0007, _payload),
     Field("extended_tags", pci.EXP_DEVICE_CAPABILITIES, 0x0000_0020),
     Field("flr", pci.EXP_DEVICE_CAPABILITIES, pci.EXP_DEVICE_CAPABILITIES_FLR),
@@ -213,19 +208,19 @@ _EXP = (
     Field("no_snoop", pci.EXP_DEVICE_CONTROL, 0x0800),
     Field("max_payload", pci.EXP_DEVICE_CONTROL, 0x00E0, _payload),
     Field("max_read_request", pci.EXP_DEVICE_CONTROL, 0x7000, _payload),
-    Field("correctable_error", EXP_DEVICE_STATUS, 0x0001),
-    Field("nonfatal_error", EXP_DEVICE_STATUS, 0x0002),
-    Field("fatal_error", EXP_DEVICE_STATUS, 0x0004),
-    Field("unsupported_request", EXP_DEVICE_STATUS, 0x0008),
-    Field("transactions_pending", EXP_DEVICE_STATUS, 0x0020),
+    Field("correctable_error", pci.EXP_DEVICE_STATUS, 0x0001),
+    Field("nonfatal_error", pci.EXP_DEVICE_STATUS, 0x0002),
+    Field("fatal_error", pci.EXP_DEVICE_STATUS, 0x0004),
+    Field("unsupported_request", pci.EXP_DEVICE_STATUS, 0x0008),
+    Field("transactions_pending", pci.EXP_DEVICE_STATUS, 0x0020),
 )
 _EXP_LINK = (
-    Field("max_speed", EXP_LINK_CAPABILITIES, 0x0000_000F, _named(_SPEEDS)),
-    Field("max_width", EXP_LINK_CAPABILITIES, 0x0000_03F0, "x{}".format),
-    Field("aspm_supported", EXP_LINK_CAPABILITIES, 0x0000_0C00, _named(_ASPM)),
-    Field("aspm", EXP_LINK_CONTROL, 0x0003, _named(_ASPM)),
-    Field("speed", EXP_LINK_STATUS, 0x000F, _named(_SPEEDS)),
-    Field("width", EXP_LINK_STATUS, 0x03F0, "x{}".format),
+    Field("max_speed", pci.EXP_LINK_CAPABILITIES, 0x0000_000F, _named(_SPEEDS)),
+    Field("max_width", pci.EXP_LINK_CAPABILITIES, 0x0000_03F0, "x{}".format),
+    Field("aspm_supported", pci.EXP_LINK_CAPABILITIES, 0x0000_0C00, _named(_ASPM)),
+    Field("aspm", pci.EXP_LINK_CONTROL, 0x0003, _named(_ASPM)),
+    Field("speed", pci.EXP_LINK_STATUS, 0x000F, _named(_SPEEDS)),
+    Field("width", pci.EXP_LINK_STATUS, 0x03F0, "x{}".format),
 )
 
 _FIXED: Mapping[int, Sequence[Field]] = {CapabilityID.PM: _PM, CapabilityID.MSIX: _MSIX}
@@ -238,7 +233,7 @@ def _layout(config: ConfigSpace, capability: Capability) -> Sequence[Field]:
     if capability.id == CapabilityID.MSI:
         return (*_MSI, *_msi_rest(config.get(pci.MSI_CONTROL, capability.offset)))
     if capability.id == CapabilityID.EXP:
-        kind = (config.get(pci.EXP_FLAGS, capability.offset) & _PORT_TYPE) >> 4
+        kind = (config.get(pci.EXP_FLAGS, capability.offset) & pci.EXP_FLAGS_TYPE) >> 4
         return _EXP if kind in _WITHOUT_LINK else (*_EXP, *_EXP_LINK)
     return _FIXED.get(capability.id, ())
 

@@ -112,6 +112,9 @@ class ModelConfigSpace:
             register = Register(pci.BASE_ADDRESS_0.offset + 4 * number, 8 if wide else 4)
             self.set(register, kind)
             self._allow(register, mask & ((1 << 8 * register.width) - 1))
+        if model.rom:
+            mask = pci.ROM_ADDRESS_MASK & -pci.rom_size(len(model.rom))
+            self._allow(pci.ROM_ADDRESS, mask | pci.ROM_ADDRESS_ENABLE)
 
     def _capability_list(self, capabilities: Sequence[ModelCapability]) -> None:
         pointer, at = pci.CAPABILITY_LIST.offset, pci.HEADER_SIZE

@@ -39,6 +39,8 @@ def check(model: DeviceModel) -> None:
     _check_identity(model.identity)
     for number, bar in model.bars.items():
         _check_bar(number, bar, model.bars)
+    if model.rom:
+        pci.rom_size(len(model.rom))
     if not 0 <= model.interrupt_pin <= _MAX_PIN:
         raise ValueError(f"there is no interrupt pin {model.interrupt_pin}")
     if model.msi is not None:
@@ -76,7 +78,8 @@ def _check_bar(number: int, bar: ModelBAR, bars: Mapping[int, ModelBAR]) -> None
         raise ValueError(f"BAR {number} cannot be mapped: it is not backed memory")
     end = 0
     for offset, size in sorted(bar.mappable):
-        if size <= 0 or offset % PAGE_SIZE or size % PAGE_SIZE:
+        whole = size % PAGE_SIZE == 0 or (offset, size) == (0, bar.size)
+        if size <= 0 or offset % PAGE_SIZE or not whole:
             raise ValueError(f"BAR {number} cannot be mapped at {offset:#x}: not whole pages")
         if offset < end or offset + size > bar.size:
             raise ValueError(f"BAR {number} has no room for the area at {offset:#x}")

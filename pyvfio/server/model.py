@@ -39,7 +39,8 @@ class ModelBAR:
     :ivar size: bytes, a power of two.
     :ivar type: the space that it claims; a 64-bit BAR takes two numbers.
     :ivar backed: the server keeps its contents in shared memory, without callbacks.
-    :ivar mappable: (offset, size) of the parts of a backed BAR that clients may map, whole pages.
+    :ivar mappable: (offset, size) of the parts of a backed BAR that clients may map: whole pages,
+        or all of a BAR that is smaller than a page.
     """
 
     size: int
@@ -154,6 +155,8 @@ class DeviceModel:
 
     :cvar identity: vendor, device, class ...
     :cvar bars: the BARs by number.
+    :cvar rom: contents of the expansion ROM, at most 16 MiB; empty for none.  What is missing to
+        the power of two that it claims reads as ones.
     :cvar io_eventfds: registers that can be kicked through an eventfd.
     :cvar interrupt_pin: 1 to 4 for INTA to INTD, 0 for none.
     :cvar msi: MSI, if the device has it.
@@ -166,6 +169,7 @@ class DeviceModel:
 
     identity: ClassVar[Identity]
     bars: ClassVar[Mapping[int, ModelBAR]] = {}
+    rom: ClassVar[bytes] = b""
     io_eventfds: ClassVar[Sequence[ModelIOEventFD]] = ()
     interrupt_pin: ClassVar[int] = 0
     msi: ClassVar[ModelMSI | None] = None

@@ -56,6 +56,7 @@ class Regions:
             for number, bar in model.bars.items()
             if bar.backed
         }
+        self._rom = model.rom and model.rom.ljust(pci.rom_size(len(model.rom)), b"\xff")
 
     def info(self, index: int) -> RegionInfo:
         """What DEVICE_GET_REGION_INFO says; raises OSError EINVAL where there is no such region."""
@@ -64,6 +65,8 @@ class Regions:
             raise OSError(errno.EINVAL, f"region {index} of {PCI_NUM_REGIONS}")
         if index == PCIRegion.CONFIG:
             return RegionInfo(index, read_write, self._config.size)
+        if index == PCIRegion.ROM and self._rom:
+            return RegionInfo(index, RegionFlags.READ, len(self._rom))
         bar = self._model.bars.get(index)
         if bar is None:
             return RegionInfo(index, RegionFlags(0), 0)
@@ -94,6 +97,8 @@ class Regions:
         :raises OSError: EINVAL outside of it.
         :raises Exception: what the model fails with.
         """
+        if region == PCIRegion.ROM:
+            return self._read_rom(offset, count)
         bar = self._check_access(region, offset, count)
         if bar is None:
             with self._model.lock, self._lock:
@@ -119,6 +124,11 @@ class Regions:
                 deferred.check()
                 piece = data[at - offset : at - offset + width]
                 self._write_register(region, at, piece, deferred)
+
+    def _read_rom(self, offset: int, count: int) -> Buffer:
+        if offset + count > len(self._rom):
+            raise OSError(errno.EINVAL, f"ROM+{offset:#x}, {count} of {len(self._rom):#x} bytes")
+        return self._rom[offset : offset + count]
 
     def _check_access(self, region: int, offset: int, count: int) -> ModelBAR | None:
         """The BAR that is accessed, None for configuration space."""

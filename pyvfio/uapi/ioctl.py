@@ -159,6 +159,11 @@ class DependentDevice:
     bus: int
     devfn: int
 
+    @property
+    def address(self) -> str:
+        """The PCI address, as ``0000:03:00.0``."""
+        return f"{self.segment:04x}:{self.bus:02x}:{self.devfn >> 3:02x}.{self.devfn & 7}"
+
 
 @dataclass(slots=True)
 class HotReset:

@@ -89,12 +89,33 @@ class BARType(Enum):
     IO = "I/O ports"
 
 
+HEADER_TYPE_LAYOUT = 0x7F
+HEADER_TYPE_MULTIFUNCTION = 0x80
 BAR_IO = 0x1
 BAR_MEM_TYPE_MASK = 0x6
 BAR_MEM_TYPE_64 = 0x4
 BAR_PREFETCH = 0x8
 BAR_IO_MASK = 0x3
 BAR_MEM_MASK = 0xF
+ROM_ADDRESS_ENABLE = 0x1
+ROM_ADDRESS_MASK = 0xFFFF_F800
+
+ROM_ADDRESS_ENABLE = 0x1
+ROM_ADDRESS_MASK = 0xFFFF_F800
+
+_LARGEST_ROM = 16 << 20
+
+
+def rom_size(length: int) -> int:
+    """Bytes of memory that an expansion ROM of ``length`` bytes claims: a power of two.
+
+    :raises ValueError: none, or more than the 16 MiB that one may have (PCI Local Bus
+        Specification 3.0, 6.2.5.2).
+    """
+    if not 0 < length <= _LARGEST_ROM:
+        raise ValueError(f"an expansion ROM of {length} bytes; 1 to {_LARGEST_ROM} are possible")
+    smallest = ROM_ADDRESS_MASK & -ROM_ADDRESS_MASK
+    return max(smallest, 1 << (length - 1).bit_length())
 
 
 class CapabilityID(IntEnum):
@@ -249,6 +270,13 @@ CLASS_NAMES = {
 # MSI capability (offsets from its start).
 MSI_CONTROL = Register(0x02, 2)
 MSI_ADDRESS_LO = Register(0x04, 4)
+MSI_ADDRESS_HI = Register(0x08, 4)
+MSI_DATA_32 = Register(0x08, 2)
+MSI_MASK_32 = Register(0x0C, 4)
+MSI_PENDING_32 = Register(0x10, 4)
+MSI_DATA_64 = Register(0x0C, 2)
+MSI_MASK_64 = Register(0x10, 4)
+MSI_PENDING_64 = Register(0x14, 4)
 MSI_CONTROL_ENABLE = 0x0001
 MSI_CONTROL_MULTIPLE_CAPABLE = 0x000E
 MSI_CONTROL_MULTIPLE_ENABLE = 0x0070
@@ -263,20 +291,57 @@ MSIX_CONTROL_SIZE = 0x07FF
 MSIX_CONTROL_MASK_ALL = 0x4000
 MSIX_CONTROL_ENABLE = 0x8000
 MSIX_BIR = 0x7
+MSIX_SIZE = 12
 MSIX_ENTRY_SIZE = 16
+MSIX_ENTRY_ADDRESS = 0
+MSIX_ENTRY_DATA = 8
 MSIX_ENTRY_CONTROL = 12
 MSIX_ENTRY_MASKED = 0x1
 
 # Power management capability.
 PM_CAPABILITIES = Register(0x02, 2)
 PM_CONTROL = Register(0x04, 2)
+PM_SIZE = 8
+PM_CAPABILITIES_D1 = 0x0200
+PM_CAPABILITIES_D2 = 0x0400
 PM_CONTROL_STATE = 0x0003
 PM_CONTROL_NO_SOFT_RESET = 0x0008
 
+# Advanced Features capability.
+AF_CAPABILITIES = Register(0x03, 1)
+AF_CAPABILITIES_TP = 0x01
+AF_CAPABILITIES_FLR = 0x02
+
+
 # PCI Express capability.
+class ExpressType(IntEnum):
+    """``PCI_EXP_TYPE_*``."""
+
+    ENDPOINT = 0x0
+    LEG_END = 0x1
+    ROOT_PORT = 0x4
+    UPSTREAM = 0x5
+    DOWNSTREAM = 0x6
+    PCI_BRIDGE = 0x7
+    PCIE_BRIDGE = 0x8
+    RC_END = 0x9
+    RC_EC = 0xA
+
+
 EXP_FLAGS = Register(0x02, 2)
+EXP_FLAGS_VERSION = 0x000F
+EXP_FLAGS_TYPE = 0x00F0
 EXP_DEVICE_CAPABILITIES = Register(0x04, 4)
 EXP_DEVICE_CONTROL = Register(0x08, 2)
+EXP_DEVICE_STATUS = Register(0x0A, 2)
+EXP_LINK_CAPABILITIES = Register(0x0C, 4)
+EXP_LINK_CONTROL = Register(0x10, 2)
+EXP_LINK_STATUS = Register(0x12, 2)
+EXP_LINK_CAPABILITIES_2 = Register(0x2C, 4)
+EXP_LINK_CONTROL_2 = Register(0x30, 2)
+EXP_LINK_STATUS_2 = Register(0x32, 2)
+EXP_LINK_SPEED_2_5GT = 0x1
+EXP_LINK_WIDTH_X1 = 0x10
 EXP_DEVICE_CAPABILITIES_FLR = 0x1000_0000
 EXP_DEVICE_CONTROL_FLR = 0x8000
 EXP_SIZE = 0x3C
@@ -286,3 +351,12 @@ EXTENDED_FIRST = 0x100
 EXTENDED_NEXT_SHIFT = 20
 EXTENDED_VERSION_SHIFT = 16
 EXTENDED_VERSION_MASK = 0xF
+
+# Resizable BAR extended capability; eight bytes a BAR from its capability register on.
+REBAR_CAPABILITIES = Register(0x04, 4)
+REBAR_CONTROL = Register(0x08, 4)
+REBAR_ENTRY_SIZE = 8
+REBAR_CAPABILITIES_SIZES = 0x00FF_FFF0
+REBAR_CONTROL_INDEX = 0x0007
+REBAR_CONTROL_COUNT = 0x00E0
+REBAR_CONTROL_SIZE = 0x3F00

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvfio.errors import UnsupportedError
+from pyvfio.errors import ResetError, UnsupportedError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.pci import Command
 from tests.conformance.devices import (
@@ -33,6 +33,12 @@ def test_a_device_that_cannot_be_reset_says_so(edu: PCIDevice) -> None:
     except UnsupportedError:
         refused = True
     assert edu.resettable != refused
+
+
+def test_a_device_that_is_on_no_bus_of_its_own_has_no_hot_reset(edu: PCIDevice) -> None:
+    for question in (edu.hot_reset_functions, edu.hot_reset):
+        with pytest.raises((UnsupportedError, ResetError)):
+            question()
 
 
 @pytest.mark.parametrize("register", [Dev.SCRATCH, Dev.ACCESSES, Dev.WIDTH, Dev.DMA_COUNT])

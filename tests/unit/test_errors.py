@@ -45,6 +45,7 @@ TREE: dict[type[VFIOError], tuple[type[VFIOError], type[Exception] | None]] = {
     errors.ConnectionLost: (VFIOError, ConnectionError),
     errors.DeviceClosed: (VFIOError, ValueError),
     errors.BufferInUse: (VFIOError, BufferError),
+    errors.StateError: (VFIOError, ValueError),
     errors.UnsupportedError: (VFIOError, NotImplementedError),
     errors.VFIOTimeout: (VFIOError, TimeoutError),
 }
@@ -115,6 +116,14 @@ def test_the_text_leaves_out_what_is_not_known(parts: dict[str, str | int], text
 def test_a_dma_error_has_its_range() -> None:
     error = DMAError("broken", iova=0x1000, size=4096)
     assert (error.iova, error.size) == (0x1000, 4096)
+
+
+def test_an_interrupt_error_tells_how_many_vectors_there_are_instead() -> None:
+    error = errors.IRQError("broken", available=3)
+    assert error.available == 3
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, errors.IRQError)
+    assert copy.available == 3
 
 
 def test_a_group_that_is_not_viable_names_what_blocks_it() -> None:

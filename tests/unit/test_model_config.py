@@ -161,6 +161,20 @@ def test_there_is_no_expansion_rom() -> None:
     assert config.get(pci.ROM_ADDRESS) == 0
 
 
+@pytest.mark.parametrize(
+    ("length", "sized"), [(1, 0xFFFF_F801), (2049, 0xFFFF_F001), (16 * MIB, 0xFF00_0001)]
+)
+def test_all_ones_show_the_size_of_a_rom(length: int, sized: int) -> None:
+    config = declared(rom=bytes(length))
+    config.write(pci.ROM_ADDRESS.offset, ALL_ONES)
+    assert config.get(pci.ROM_ADDRESS) == sized
+
+
+def test_a_rom_larger_than_there_may_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="expansion ROM"):
+        declared(rom=bytes(16 * MIB + 1))
+
+
 # What a client may write
 
 
@@ -349,6 +363,10 @@ def test_express_offers_a_function_reset_where_the_model_can_be_reset(resettable
 # Declarations that contradict each other or do not fit
 
 
+def test_all_of_a_bar_smaller_than_a_page_may_be_mapped() -> None:
+    with_bars({0: ModelBAR(256, backed=True, mappable=((0, 256),))})
+
+
 IMPOSSIBLE_BARS: dict[str, Mapping[int, ModelBAR]] = {
     "no such number": {6: ModelBAR(4096)},
     "negative number": {-1: ModelBAR(4096)},
@@ -367,6 +385,7 @@ IMPOSSIBLE_BARS: dict[str, Mapping[int, ModelBAR]] = {
     "area behind the end": {0: ModelBAR(MIB, backed=True, mappable=((MIB, 4096),))},
     "area not at a page": {0: ModelBAR(MIB, backed=True, mappable=((16, 4096),))},
     "area of no whole pages": {0: ModelBAR(MIB, backed=True, mappable=((0, 100),))},
+    "part of a BAR below a page": {0: ModelBAR(256, backed=True, mappable=((0, 128),))},
     "area of nothing": {0: ModelBAR(MIB, backed=True, mappable=((0, 0),))},
     "areas that overlap": {0: ModelBAR(MIB, backed=True, mappable=((0, 8192), (4096, 8192)))},
 }

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("transport", "eventfd"),
     ("core",),
     ("pci", "backends", "server"),
-    ("drivers", "models"),
+    ("drivers", "models", "emulator"),
     ("front door",),
     ("cli",),
 )
@@ -69,7 +69,7 @@ ROOMS = {
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-NO_BACKEND = ("backends", "server", "transport", "wire", "models", "drivers", "cli")
+NO_BACKEND = ("backends", "server", "transport", "wire", "models", "drivers", "emulator", "cli")
 """Rooms that nobody loads who only imports the package."""
 
 

@@ -216,6 +216,20 @@ def test_a_view_of_what_may_only_be_read_is_read_only(device: FakeIO, fd: int) -
     assert not writable
 
 
+@pytest.mark.parametrize("size", [16, 256, PAGE + 256])
+def test_the_last_page_of_a_region_may_be_a_part_of_one(device: FakeIO, fd: int, size: int) -> None:
+    flags = READ_WRITE | RegionFlags.MMAP
+    region = Region(device, RegionInfo(2, flags, size, fd, areas=(MmapArea(0, size),)), "fake:x")
+    region.write32(size - 4, 0x12345678)
+    assert region.read32(size - 4) == 0x12345678
+    with pytest.raises(RegionError, match="outside"):
+        region.read8(size)
+    shape = region.view().shape
+    region.close()
+    assert (shape, device.calls) == ((size,), [])
+    assert os.pread(fd, 4, size - 4) == b"\x78\x56\x34\x12"
+
+
 # Areas that cannot be mapped
 
 

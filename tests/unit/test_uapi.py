@@ -74,6 +74,7 @@ ENUMS: dict[NumberEnum, str] = {
     pci.Status: "PCI_STATUS_{}",
     pci.CapabilityID: "PCI_CAP_ID_{}",
     pci.ExtendedCapabilityID: "PCI_EXT_CAP_ID_{}",
+    pci.ExpressType: "PCI_EXP_TYPE_{}",
 }
 """Each enum, and the C name of its members."""
 
@@ -100,6 +101,8 @@ PCI_NUMBERS = {
     "CONFIG_SIZE": "PCI_CFG_SPACE_SIZE",
     "EXTENDED_CONFIG_SIZE": "PCI_CFG_SPACE_EXP_SIZE",
     "HEADER_SIZE": "PCI_STD_HEADER_SIZEOF",
+    "HEADER_TYPE_LAYOUT": "PCI_HEADER_TYPE_MASK",
+    "HEADER_TYPE_MULTIFUNCTION": "~PCI_HEADER_TYPE_MASK & 0xff",
     "NUM_BARS": "PCI_STD_NUM_BARS",
     "BAR_IO": "PCI_BASE_ADDRESS_SPACE_IO",
     "BAR_MEM_TYPE_MASK": "PCI_BASE_ADDRESS_MEM_TYPE_MASK",
@@ -107,6 +110,8 @@ PCI_NUMBERS = {
     "BAR_PREFETCH": "PCI_BASE_ADDRESS_MEM_PREFETCH",
     "BAR_IO_MASK": "~PCI_BASE_ADDRESS_IO_MASK",  # C's masks keep the address instead
     "BAR_MEM_MASK": "~PCI_BASE_ADDRESS_MEM_MASK",
+    "ROM_ADDRESS_ENABLE": "PCI_ROM_ADDRESS_ENABLE",
+    "ROM_ADDRESS_MASK": "PCI_ROM_ADDRESS_MASK",
     "MSI_CONTROL_ENABLE": "PCI_MSI_FLAGS_ENABLE",
     "MSI_CONTROL_MULTIPLE_CAPABLE": "PCI_MSI_FLAGS_QMASK",
     "MSI_CONTROL_MULTIPLE_ENABLE": "PCI_MSI_FLAGS_QSIZE",
@@ -116,16 +121,33 @@ PCI_NUMBERS = {
     "MSIX_CONTROL_MASK_ALL": "PCI_MSIX_FLAGS_MASKALL",
     "MSIX_CONTROL_ENABLE": "PCI_MSIX_FLAGS_ENABLE",
     "MSIX_BIR": "PCI_MSIX_TABLE_BIR",
+    "MSIX_SIZE": "PCI_CAP_MSIX_SIZEOF",
     "MSIX_ENTRY_SIZE": "PCI_MSIX_ENTRY_SIZE",
+    "MSIX_ENTRY_ADDRESS": "PCI_MSIX_ENTRY_LOWER_ADDR",
+    "MSIX_ENTRY_DATA": "PCI_MSIX_ENTRY_DATA",
     "MSIX_ENTRY_CONTROL": "PCI_MSIX_ENTRY_VECTOR_CTRL",
     "MSIX_ENTRY_MASKED": "PCI_MSIX_ENTRY_CTRL_MASKBIT",
+    "PM_SIZE": "PCI_PM_SIZEOF",
+    "PM_CAPABILITIES_D1": "PCI_PM_CAP_D1",
+    "PM_CAPABILITIES_D2": "PCI_PM_CAP_D2",
     "PM_CONTROL_STATE": "PCI_PM_CTRL_STATE_MASK",
     "PM_CONTROL_NO_SOFT_RESET": "PCI_PM_CTRL_NO_SOFT_RESET",
+    "AF_CAPABILITIES_TP": "PCI_AF_CAP_TP",
+    "AF_CAPABILITIES_FLR": "PCI_AF_CAP_FLR",
+    "EXP_FLAGS_VERSION": "PCI_EXP_FLAGS_VERS",
+    "EXP_FLAGS_TYPE": "PCI_EXP_FLAGS_TYPE",
+    "EXP_LINK_SPEED_2_5GT": "PCI_EXP_LNKSTA_CLS_2_5GB",
+    "EXP_LINK_WIDTH_X1": "PCI_EXP_LNKSTA_NLW_X1",
     "EXP_DEVICE_CAPABILITIES_FLR": "PCI_EXP_DEVCAP_FLR",
     "EXP_DEVICE_CONTROL_FLR": "PCI_EXP_DEVCTL_BCR_FLR",
     "EXP_SIZE": "PCI_EXP_SLTSTA2 + 2",
     "EXTENDED_FIRST": "PCI_CFG_SPACE_SIZE",
     "EXTENDED_VERSION_MASK": "PCI_EXT_CAP_VER(0xffffffff)",
+    "REBAR_ENTRY_SIZE": "PCI_REBAR_CTRL + 4 - PCI_REBAR_CAP",
+    "REBAR_CAPABILITIES_SIZES": "PCI_REBAR_CAP_SIZES & 0x00ffffff",  # headers grow bits beyond
+    "REBAR_CONTROL_INDEX": "PCI_REBAR_CTRL_BAR_IDX",
+    "REBAR_CONTROL_COUNT": "PCI_REBAR_CTRL_NBAR_MASK",
+    "REBAR_CONTROL_SIZE": "PCI_REBAR_CTRL_BAR_SIZE | 0x2000",  # a bit that old headers lack
 }
 PCI_REGISTERS = {
     "VENDOR_ID": "PCI_VENDOR_ID",
@@ -152,6 +174,13 @@ PCI_REGISTERS = {
     "MAX_LAT": "PCI_MAX_LAT",
     "MSI_CONTROL": "PCI_MSI_FLAGS",
     "MSI_ADDRESS_LO": "PCI_MSI_ADDRESS_LO",
+    "MSI_ADDRESS_HI": "PCI_MSI_ADDRESS_HI",
+    "MSI_DATA_32": "PCI_MSI_DATA_32",
+    "MSI_MASK_32": "PCI_MSI_MASK_32",
+    "MSI_PENDING_32": "PCI_MSI_PENDING_32",
+    "MSI_DATA_64": "PCI_MSI_DATA_64",
+    "MSI_MASK_64": "PCI_MSI_MASK_64",
+    "MSI_PENDING_64": "PCI_MSI_PENDING_64",
     "MSIX_CONTROL": "PCI_MSIX_FLAGS",
     "MSIX_TABLE": "PCI_MSIX_TABLE",
     "MSIX_PBA": "PCI_MSIX_PBA",
@@ -160,6 +189,16 @@ PCI_REGISTERS = {
     "EXP_FLAGS": "PCI_EXP_FLAGS",
     "EXP_DEVICE_CAPABILITIES": "PCI_EXP_DEVCAP",
     "EXP_DEVICE_CONTROL": "PCI_EXP_DEVCTL",
+    "EXP_DEVICE_STATUS": "PCI_EXP_DEVSTA",
+    "EXP_LINK_CAPABILITIES": "PCI_EXP_LNKCAP",
+    "EXP_LINK_CONTROL": "PCI_EXP_LNKCTL",
+    "EXP_LINK_STATUS": "PCI_EXP_LNKSTA",
+    "EXP_LINK_CAPABILITIES_2": "PCI_EXP_LNKCAP2",
+    "EXP_LINK_CONTROL_2": "PCI_EXP_LNKCTL2",
+    "EXP_LINK_STATUS_2": "PCI_EXP_LNKSTA2",
+    "AF_CAPABILITIES": "PCI_AF_CAP",
+    "REBAR_CAPABILITIES": "PCI_REBAR_CAP",
+    "REBAR_CONTROL": "PCI_REBAR_CTRL",
 }
 EXTENDED_HEADER = 0x1482_0001
 """An extended capability's header: the next one at 0x148, version 2, id 1."""
@@ -347,6 +386,20 @@ def test_registers_of_the_header_do_not_overlap() -> None:
 )
 def test_every_capability_id_has_a_name(enum: type[IntEnum], names: dict[int, str]) -> None:
     assert set(names) == set(enum)
+
+
+@pytest.mark.parametrize(
+    ("length", "size"),
+    [(1, 2048), (2048, 2048), (2049, 4096), (1 << 20, 1 << 20), (16 << 20, 16 << 20)],
+)
+def test_an_expansion_rom_claims_a_power_of_two_of_at_least_2_kib(length: int, size: int) -> None:
+    assert pci.rom_size(length) == size
+
+
+@pytest.mark.parametrize("length", [0, -1, (16 << 20) + 1, 2 << 30])
+def test_no_expansion_rom_is_empty_or_larger_than_16_mib(length: int) -> None:
+    with pytest.raises(ValueError, match="expansion ROM"):
+        pci.rom_size(length)
 
 
 # Structs

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 
-from pyvfio.backends.ioctl.hot_reset import hot_reset
+from pyvfio.backends.ioctl.hot_reset import dependents, hot_reset
 from pyvfio.backends.ioctl.migration_data import MigrationData
 from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import IRQError
@@ -115,6 +115,7 @@ class KernelDeviceIO(DeviceIO):
         if free > 0:  # nothing was enabled: the host has no more vectors left
             raise IRQError(
                 f"the host has {free} vectors left",
+                available=free,
                 op=f"enable {count} vectors of irq {index}",
                 errno=errno.ENOSPC,
             )
@@ -142,6 +143,9 @@ class KernelDeviceIO(DeviceIO):
 
     def hot_reset(self) -> None:
         hot_reset(self.fd, self._group_fd)
+
+    def hot_reset_functions(self) -> Sequence[str]:
+        return [found.address for found in dependents(self.fd)]
 
     def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
         layout = vfio.DEVICE_FEATURE

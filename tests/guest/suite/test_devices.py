@@ -112,6 +112,7 @@ def test_a_hot_reset_of_a_slot_stops_the_controller_behind_it() -> None:
         bar, interrupt_mask = dev.bars[0], 0x0C
         bar.write32(interrupt_mask, 1)
         assert bar.read32(interrupt_mask) == 1
+        assert dev.hot_reset_functions() == [address]
         dev.hot_reset()
         assert eventually(lambda: bar.read32(8) == 0x00010400)
         assert bar.read32(interrupt_mask) == 0
@@ -121,6 +122,14 @@ def test_a_device_on_the_root_bus_has_no_hot_reset(nvme: PCIDevice) -> None:
     with pytest.raises(pyvfio.ResetError) as caught:
         nvme.hot_reset()
     assert caught.value.errno == errno.ENODEV
+    with pytest.raises(pyvfio.ResetError):
+        nvme.hot_reset_functions()
+
+
+def test_a_hot_reset_names_all_functions_of_the_slot() -> None:
+    addresses = [bound(EDU, 1), bound(EDU, 2)]
+    with pyvfio.open(f"vfio:{addresses[0]}") as dev:
+        assert sorted(dev.hot_reset_functions()) == sorted(addresses)
 
 
 def test_a_device_without_a_reset_says_so() -> None:
