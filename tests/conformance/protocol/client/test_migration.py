@@ -90,6 +90,7 @@ def opened(peer: Host) -> Iterator[Callable[[Host], PCIDevice]]:
 def source(peer: Host, opened: Callable[[Host], PCIDevice]) -> PCIDevice:
     """The server under test, with a state."""
     device = opened(peer)
+    device.reset()  # an earlier test may have left it stopped
     KINDS[peer.peer.name].change(device)
     return device
 
