@@ -199,10 +199,12 @@ class Device:
 
 
 @contextmanager
-def mapped(*maps: tuple[int, int]) -> Iterator[Container]:
-    """A container with maps at (address, pages), all of the same memory."""
+def mapped(*maps: tuple[int, int], devices: Sequence[Device] = ()) -> Iterator[Container]:
+    """A container of devices, with maps at (address, pages), all of the same memory."""
     with SharedMemory(16 * PAGE) as memory:
         container = Container(FakeIO(), "test:")
+        for device in devices:
+            container.dirty.join(device)
         for iova, pages in maps:
             container.map(memory, iova=iova, size=pages * PAGE)
         yield container
@@ -230,8 +232,7 @@ def test_a_device_logs_from_the_first_to_the_last_map_on_either_side_of_4_gib(
     maps: list[tuple[int, int]], ranges: list[tuple[int, int]]
 ) -> None:
     device = Device()
-    with mapped(*maps) as container:
-        container.dirty.join(device)
+    with mapped(*maps, devices=[device]) as container:
         assert container.dirty.start() is DirtyKind.DEVICE
         for iova, count in maps:
             assert pages(container, iova, count * PAGE) == []
@@ -240,16 +241,17 @@ def test_a_device_logs_from_the_first_to_the_last_map_on_either_side_of_4_gib(
 
 def test_ranges_are_whole_pages() -> None:
     device = Device()
-    with mapped((0x3000, 1), (0x9000, 1)) as container:
-        container.dirty.join(device)
+    with mapped((0x3000, 1), (0x9000, 1), devices=[device]) as container:
         container.dirty.start(4 * PAGE)
     assert device.device_io.ranges == [((0x0, 0xC000),)]
 
 
 def test_what_is_mapped_outside_of_a_log_counts_as_written() -> None:
     device = Device()
-    with mapped((0x10_0000, 4), (0x20_0000, 4)) as container, SharedMemory(2 * PAGE) as memory:
-        container.dirty.join(device)
+    with (
+        mapped((0x10_0000, 4), (0x20_0000, 4), devices=[device]) as container,
+        SharedMemory(2 * PAGE) as memory,
+    ):
         container.dirty.start()
         container.map(memory, iova=0x18_0000)
         container.map(memory, iova=0x30_0000)
@@ -261,17 +263,14 @@ def test_what_is_mapped_outside_of_a_log_counts_as_written() -> None:
 
 def test_the_last_page_of_all_cannot_be_logged_and_counts_as_written() -> None:
     device = Device()
-    with mapped((TOP - 2 * PAGE, 2)) as container:
-        container.dirty.join(device)
+    with mapped((TOP - 2 * PAGE, 2), devices=[device]) as container:
         container.dirty.start()
         assert pages(container, TOP - 2 * PAGE, 2 * PAGE) == [0, 1]
 
 
 def test_the_logs_of_all_devices_are_merged() -> None:
     first, second = Device(), Device()
-    with mapped((0, 8)) as container:
-        for device in (first, second):
-            container.dirty.join(device)
+    with mapped((0, 8), devices=(first, second)) as container:
         container.dirty.start()
         first.device_io.dirty = {0, 3 * PAGE}
         second.device_io.dirty = {3 * PAGE, 5 * PAGE}
@@ -285,9 +284,7 @@ def test_one_device_that_does_not_log_spoils_the_log_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = Device(), Device()
-    with mapped((0, 8)) as container:
-        for device in (first, second):
-            container.dirty.join(device)
+    with mapped((0, 8), devices=(first, second)) as container:
 
         def refuse(*_: object) -> Buffer:
             raise OSError(errno.ENOTTY, "no such feature")
@@ -302,9 +299,7 @@ def test_where_one_device_does_not_start_the_others_are_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = Device(), Device()
-    with mapped((0, 8)) as container:
-        for device in (first, second):
-            container.dirty.join(device)
+    with mapped((0, 8), devices=(first, second)) as container:
 
         def refuse(*_: object) -> int:
             assert first.device_io.logging
@@ -319,8 +314,7 @@ def test_where_one_device_does_not_start_the_others_are_stopped(
 
 def test_a_device_that_joins_is_not_trusted_to_have_logged() -> None:
     first, second = Device(), Device()
-    with mapped((0, 8)) as container:
-        container.dirty.join(first)
+    with mapped((0, 8), devices=[first]) as container:
         container.dirty.start()
         container.dirty.join(second)
         assert container.dirty.kind is DirtyKind.EVERYTHING
@@ -331,9 +325,7 @@ def test_a_device_that_joins_is_not_trusted_to_have_logged() -> None:
 
 def test_what_a_device_wrote_before_it_left_is_not_known() -> None:
     first, second = Device(), Device()
-    with mapped((0, 8)) as container:
-        for device in (first, second):
-            container.dirty.join(device)
+    with mapped((0, 8), devices=(first, second)) as container:
         container.dirty.start()
         container.dirty.leave(second)
         assert container.dirty.kind is DirtyKind.DEVICE
@@ -344,8 +336,7 @@ def test_what_a_device_wrote_before_it_left_is_not_known() -> None:
 
 def test_a_log_that_outlives_its_map_is_asked_for_after_the_unmap() -> None:
     device = Device()
-    with mapped((0, 8)) as container:
-        container.dirty.join(device)
+    with mapped((0, 8), devices=[device]) as container:
         container.dirty.start()
         device.device_io.dirty = {PAGE}
         io = container._io
@@ -361,8 +352,7 @@ def test_a_log_that_is_lost_after_the_unmap_counts_as_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     device = Device()
-    with mapped((0, 8)) as container:
-        container.dirty.join(device)
+    with mapped((0, 8), devices=[device]) as container:
         container.dirty.start()
         device.device_io.error = OSError(errno.EIO, "lost")
         assert container.unmap(0, 8 * PAGE, dirty=True).count == 8
