@@ -40,12 +40,6 @@ DATA = below("VFIO_USER_MIG_DATA_READ", "VFIO_USER_MIG_DATA_WRITE")
 
 LEFT_OUT = {
     "server": {
-        # The transport of migration data and the logging of dirty pages, which no device here has.
-        *(title for title in DATA if " / " in title),
-        f"{FEATURE} / Direct State Transitions",
-        f"{FEATURE} / Complex State Transitions",
-        f"{FEATURE} / VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT",
-        f"{FEATURE} / {MESSAGES[FEATURE][-2]}",
         # What a client is to do when its server is gone; ioregionfds, which need KVM.
         "Server Disconnection",
         "VFIO_USER_DEVICE_GET_REGION_IO_FDS / Sub-Region IO FD info format (ioregionfd)",
