@@ -373,13 +373,15 @@ def test_an_index_may_be_disabled_before_it_is_enabled_for_what_is_held(
 def test_what_a_client_leaves_of_a_stopped_device_is_there_for_the_next(
     tests_: tuple[ServerProcess, ServerProcess],
 ) -> None:
-    """Pending bits and the table would be reset with the client of one that runs."""
+    """Of one that runs, its client takes pending bits, the table and the enable bit along."""
     with connected(tests_[0]) as one, eventfds(1) as irqs:
         one.enable_bus_master()
         assign(one, raw.MSIX, irqs, 4)
         one.write32(BAR0, TEST_FIRE, 5)
         go(one, STOP)
+        before = one.read(raw.CONFIG, 0, 256)
     with connected(tests_[0], reset=False) as client, eventfds(1) as irqs:
+        assert client.read(raw.CONFIG, 0, 256) == before
         assert client.read(BAR1, 0x800, 8) == (1 << 5).to_bytes(8, "little")
         assign(client, raw.MSIX, irqs, 5)
         go(client, RUNNING)
