@@ -255,13 +255,17 @@ class Interrupts:
         the next client takes on.
         """
         for irq in PCIIRQ:
-            self._forget(irq)
-            if not self._stopped:
-                self._clear(irq)
+            if self._stopped:
+                self._forget(irq)
+            else:
+                self._drop(irq)
 
     def _drop(self, irq: PCIIRQ) -> None:
+        """An index is disabled; what a stopped device holds is there when it is enabled again."""
         self._forget(irq)
-        self._clear(irq)
+        if not self._stopped:
+            self._clear(irq)
+        self._show_enabled(irq)
 
     def _forget(self, irq: PCIIRQ) -> None:
         """Close what a client has given."""
@@ -272,12 +276,11 @@ class Interrupts:
         self._enabled.discard(irq)
 
     def _clear(self, irq: PCIIRQ) -> None:
-        """Nothing of an index is enabled or pending."""
+        """Nothing of an index is pending, and its vectors are masked."""
         if irq is PCIIRQ.MSI:
             self._held_msi = 0
         if irq is PCIIRQ.MSIX and self._msix is not None:
             self._msix.reset()
-        self._show_enabled(irq)
 
     # Migration
 

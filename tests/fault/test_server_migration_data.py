@@ -138,6 +138,7 @@ def test_everything_arrives(source: ServerProcess, target: ServerProcess) -> Non
     with both(source, target) as (one, other):
         fill(one, 1)
         fill(other, 2)
+        other.write(BAR2, 9 * PIECE + 5, b"where the source has nothing")
         before = contents(one)
         load(other, save(one))
         go(other, RUNNING)

@@ -342,29 +342,47 @@ def test_pending_vectors_and_the_pin_go_along(
         assert other.read(BAR1, 0x800, 8) == bytes(8)
 
 
-def test_held_interrupts_wait_for_their_eventfds(
-    tests_: tuple[ServerProcess, ServerProcess],
-) -> None:
+@pytest.fixture
+def pending(tests_: tuple[ServerProcess, ServerProcess]) -> Iterator[tuple[RawClient, list[int]]]:
+    """A client of a test device that was loaded with the vector 5 pending; two eventfds."""
     with connected(tests_[0]) as one, connected(tests_[1]) as other, eventfds(2) as irqs:
         one.enable_bus_master()
         assign(one, raw.MSIX, irqs[:1], 4)
         one.write32(BAR0, TEST_FIRE, 5)
         load(other, save(one))
-        go(other, RUNNING)
-        assign(other, raw.MSIX, irqs[1:], 5)
-        assert counts(irqs) == [0, 1]
+        yield other, irqs
+
+
+def test_held_interrupts_wait_for_their_eventfds(pending: tuple[RawClient, list[int]]) -> None:
+    client, irqs = pending
+    go(client, RUNNING)
+    assign(client, raw.MSIX, irqs[1:], 5)
+    assert counts(irqs) == [0, 1]
+
+
+def test_an_index_may_be_disabled_before_it_is_enabled_for_what_is_held(
+    pending: tuple[RawClient, list[int]],
+) -> None:
+    """Clients do so, to be sure, when they set up interrupts."""
+    client, irqs = pending
+    client.done(raw.SET_IRQS, raw.irq_set(raw.NONE | raw.TRIGGER, raw.MSIX, 0, 0))
+    assign(client, raw.MSIX, irqs[1:], 5)
+    go(client, RUNNING)
+    assert counts(irqs) == [0, 1]
 
 
 def test_what_a_client_leaves_of_a_stopped_device_is_there_for_the_next(
     tests_: tuple[ServerProcess, ServerProcess],
 ) -> None:
-    """Pending bits and the table would be reset with the client of one that runs."""
+    """Of one that runs, its client takes pending bits, the table and the enable bit along."""
     with connected(tests_[0]) as one, eventfds(1) as irqs:
         one.enable_bus_master()
         assign(one, raw.MSIX, irqs, 4)
         one.write32(BAR0, TEST_FIRE, 5)
         go(one, STOP)
+        before = one.read(raw.CONFIG, 0, 256)
     with connected(tests_[0], reset=False) as client, eventfds(1) as irqs:
+        assert client.read(raw.CONFIG, 0, 256) == before
         assert client.read(BAR1, 0x800, 8) == (1 << 5).to_bytes(8, "little")
         assign(client, raw.MSIX, irqs, 5)
         go(client, RUNNING)
