@@ -33,6 +33,7 @@ setup(
             "pytest-timeout>=2.3",
             "ruff>=0.6",
         ],
+        "bench": ["matplotlib>=3.7", "setuptools>=65"],  # the latter builds another commit
         "fuzz": ["atheris>=2.3"],
     },
     entry_points={"console_scripts": ["pyvfio = pyvfio.cli.main:main"]},
