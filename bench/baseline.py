@@ -69,6 +69,7 @@ class Ping:
         self._sock = sock
 
     def run(self, count: int) -> float:
+        """So many."""
         return _seconds(self._ping(count, _ffi.NULL))
 
     def samples(self, count: int) -> list[float]:
@@ -93,6 +94,7 @@ class Pipe:
         self._joined = joined
 
     def run(self, count: int) -> float:
+        """So many, until the last has arrived."""
         return _seconds(_library().bench_pipe(self._sock.fileno(), POSTED, self._joined, count))
 
 

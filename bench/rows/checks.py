@@ -15,6 +15,8 @@ SAME = Target(1.0, slack=0.03)
 
 
 def checks() -> Iterator[Row]:
+    """What should be 1."""
+
     @contextmanager
     def two_pings(peers: Peers) -> Iterator[Pair]:
         with peers.ping() as one, peers.ping() as other:

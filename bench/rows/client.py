@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from bench import sides
-from bench.peers import REGISTER, Kind, Peers
+from bench.baseline import CClient
+from bench.peers import REGISTER, Kind, Peers, Place
 from bench.rows.row import CLIENT_PATH, Make, Pair, Row, Target, c_read
 from bench.sides import PAGE, Side
 from pyvfio.memory import MemoryKind, SharedMemory
+from pyvfio.pci.device import PCIDevice
 
 MIB = 1 << 20
 IOVA = 1 << 32
@@ -21,6 +23,7 @@ BATCH = 256
 
 
 def client() -> Iterator[Row]:
+    """All of them, on each server that is always there."""
     for kind in (Kind.OURS, Kind.C):
         yield from _client_of(kind)
 
@@ -68,76 +71,67 @@ def _client_of(kind: Kind) -> Iterator[Row]:
     )
 
 
-def reads(kind: Kind) -> Make:
+def _beside(
+    kind: Kind, ours: Callable[[PCIDevice, Place], Side], other: Callable[[CClient, Place], Side]
+) -> Make:
+    """Our client on one server of a kind, the C client on the other."""
+
     @contextmanager
     def make(peers: Peers) -> Iterator[Pair]:
-        place = REGISTER[kind]
         with peers.open(kind) as dev, peers.reference(kind) as client:
-            yield Pair(sides.read32(dev, place), c_read(client, place))
+            yield Pair(ours(dev, REGISTER[kind]), other(client, REGISTER[kind]))
 
     return make
+
+
+def reads(kind: Kind) -> Make:
+    """4-byte reads by both."""
+    return _beside(kind, sides.read32, c_read)
 
 
 def _writes(kind: Kind) -> Make:
-    @contextmanager
-    def make(peers: Peers) -> Iterator[Pair]:
-        place = REGISTER[kind]
-        with peers.open(kind) as dev, peers.reference(kind) as client:
-            yield Pair(sides.write32(dev, place), Side(lambda count: client.write32(*place, count)))
-
-    return make
+    return _beside(
+        kind,
+        sides.write32,
+        lambda client, place: Side(lambda count: client.write32(*place, count)),
+    )
 
 
 def _posted(kind: Kind) -> Make:
-    @contextmanager
-    def make(peers: Peers) -> Iterator[Pair]:
-        place = REGISTER[kind]
-        with peers.open(kind) as dev, peers.reference(kind) as client:
-            yield Pair(
-                sides.posted32(dev, place),
-                Side(lambda count: client.posted32(*place, 1, count)),
-            )
-
-    return make
+    return _beside(
+        kind,
+        sides.posted32,
+        lambda client, place: Side(lambda count: client.posted32(*place, 1, count)),
+    )
 
 
 def batches(kind: Kind, size: int, joined: int | None = None) -> Make:
-    @contextmanager
-    def make(peers: Peers) -> Iterator[Pair]:
-        place = REGISTER[kind]
-        with peers.open(kind) as dev, peers.reference(kind) as client:
-            yield Pair(
-                sides.many32(dev, place, size, posted=True),
-                Side(lambda count: client.posted32(*place, joined or size, count)),
-            )
+    """Posted writes, ``size`` in a call of ours.
 
-    return make
+    :param joined: messages in a send of the C client's; as many by default.
+    """
+    return _beside(
+        kind,
+        lambda dev, place: sides.many32(dev, place, size, posted=True),
+        lambda client, place: Side(lambda count: client.posted32(*place, joined or size, count)),
+    )
 
 
 def _in_flight(kind: Kind) -> Make:
-    @contextmanager
-    def make(peers: Peers) -> Iterator[Pair]:
-        place = REGISTER[kind]
-        with peers.open(kind) as dev, peers.reference(kind) as client:
-            yield Pair(
-                sides.many32(dev, place, BATCH, posted=False),
-                Side(lambda count: client.in_flight32(*place, count)),
-            )
-
-    return make
+    return _beside(
+        kind,
+        lambda dev, place: sides.many32(dev, place, BATCH, posted=False),
+        lambda client, place: Side(lambda count: client.in_flight32(*place, count)),
+    )
 
 
 def _bulk(kind: Kind) -> Make:
-    @contextmanager
-    def make(peers: Peers) -> Iterator[Pair]:
-        place, target = REGISTER[kind], bytearray(MIB)
-        with peers.open(kind) as dev, peers.reference(kind) as client:
-            yield Pair(
-                sides.read_bulk(dev, place, MIB),
-                Side(lambda count: client.read_bulk(*place, target, count)),
-            )
-
-    return make
+    target = bytearray(MIB)
+    return _beside(
+        kind,
+        lambda dev, place: sides.read_bulk(dev, place, MIB),
+        lambda client, place: Side(lambda count: client.read_bulk(*place, target, count)),
+    )
 
 
 def _dma(kind: Kind) -> Make:

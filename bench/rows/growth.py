@@ -19,6 +19,7 @@ SOME_VECTORS = 256
 
 
 def growth() -> Iterator[Row]:
+    """All of them."""
     yield Row(
         "maps",
         "growth",

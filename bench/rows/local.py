@@ -16,6 +16,7 @@ from pyvfio.memory import MemoryKind
 
 
 def local() -> Iterator[Row]:
+    """All of them."""
     yield Row(
         "mapped",
         "one process",

@@ -20,6 +20,7 @@ LIBVFIO_USER_TAKES = 0.37
 
 
 def server() -> Iterator[Row]:
+    """Our server."""
     group, ping = "server", "bare socket round trip"
     yield Row(
         "callback",
@@ -86,6 +87,7 @@ def _taken(kind: Kind) -> Make:
 
 
 def libvfio_user() -> Iterator[Row]:
+    """libvfio-user's server as client and limit, where it is given."""
     if not os.environ.get(LIBVFIO_USER):
         return
     kind, ping = Kind.LIBVFIO_USER, "bare socket round trip"
