@@ -5,13 +5,18 @@ SECONDS ?= 60
 TREE   := setup.py pyproject.toml pyvfio/native/build.py $(wildcard pyvfio/native/[!_]*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench bench-compare bench-docs fuzz soak clean
+.PHONY: help demo demo-emulator test check lint bench bench-compare bench-docs fuzz soak clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/run.stamp ## drive an emulated PCI device from another process, no hardware needed
 	@$(PYTHON) -m pyvfio demo
+
+demo-emulator: $(VENV)/run.stamp ## guest firmware in a small emulated PC drives the same device
+	@echo "Installing Unicorn in $(VENV) ..."
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[unicorn]'
+	@$(PYTHON) -m pyvfio demo --emulator
 
 test: $(VENV)/dev.stamp lint ## lint, types and all tests, the guest with the real kernel included
 	@sh tools/test-packages.sh

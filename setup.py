@@ -12,6 +12,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pyvfio/__init__.py").read_text(), re.M)
 assert VERSION is not None
 
+UNICORN = "unicorn>=2.1.3,<3"
+
 setup(
     name="pyvfio",
     version=VERSION[1],
@@ -21,7 +23,11 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["pyvfio", "pyvfio.*"]),
-    package_data={"pyvfio": ["py.typed"], "pyvfio.native": ["*.c", "_native.pyi"]},
+    package_data={
+        "pyvfio": ["py.typed"],
+        "pyvfio.emulator": ["firmware/*"],
+        "pyvfio.native": ["*.c", "_native.pyi"],
+    },
     cffi_modules=["pyvfio/native/build.py:ffibuilder"],
     setup_requires=["cffi>=1.15"],
     install_requires=["cffi>=1.15", "numpy>=1.24", "posix_ipc>=1.1"],
@@ -32,9 +38,11 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
+            UNICORN,
         ],
         "bench": ["matplotlib>=3.7", "setuptools>=65"],  # the latter builds another commit
         "fuzz": ["atheris>=2.3"],
+        "unicorn": [UNICORN],
     },
     entry_points={"console_scripts": ["pyvfio = pyvfio.cli.main:main"]},
     classifiers=[

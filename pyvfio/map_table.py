@@ -28,6 +28,11 @@ class MapEntry:
         """The last address that is mapped."""
         return self.iova + self.size - 1
 
+    @property
+    def writable(self) -> bool:
+        """Whether a device may write to it."""
+        return bool(self.flags & DMAMapFlags.WRITE)
+
     def overlaps(self, other: MapEntry) -> bool:
         """Whether it shares an address with another."""
         return self.iova <= other.last and other.iova <= self.last

@@ -68,6 +68,11 @@ class DeviceMemory:
         self._info = region.info
 
     @property
+    def current(self) -> bool:
+        """Whether it is what the region maps now; not once the device is reached again."""
+        return not self._region.closed and self._region.info is self._info
+
+    @property
     def address(self) -> int:
         """Virtual address that the descriptor's byte 0 would have."""
         return self._first - self.start
@@ -79,7 +84,7 @@ class DeviceMemory:
         :raises DeviceClosed: the device is closed, or was reached again since.
         """
         fd = self._info.fd
-        if fd is None or self._region.closed or self._region.info is not self._info:
+        if fd is None or not self.current:
             raise DeviceClosed("closed, or reached again", op=f"memory of {self._region.name}")
         return fd
 

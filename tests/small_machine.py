@@ -6,30 +6,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyvfio.closing import Closing
-from pyvfio.emulator import Bus, BusKind, GuestFunction, MemoryRegion, RAMRegion, Topology
+from pyvfio.emulator import GuestFunction, RAMRegion
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, CapabilityID, Command, Register
 from tests.emulated import ADDRESS, SOON, RecordingHost
+from tests.unit.guest_map import GuestMap
 
 RAM_SIZE = 1 << 20
 WINDOW, PORTS = 0x4000_0000, 0x1000
 """Where the guest puts memory BARs, and I/O BARs."""
 
 
-class SmallMachine(Closing):
-    """RAM at address 0, a bus with all of memory and ports."""
+class SmallMachine(GuestMap, Closing):
+    """RAM at address 0, a bus with all of memory and ports.
 
-    def __init__(self, kind: BusKind = BusKind.ROOT_COMPLEX, takes_eventfds: bool = False) -> None:
+    :param takes_eventfds: whether interrupts are taken as eventfds.
+    """
+
+    def __init__(self, takes_eventfds: bool = False) -> None:
         self.host = RecordingHost(takes_eventfds)
-        self.topology = Topology()
-        memory, ports = MemoryRegion("memory", 1 << 64), MemoryRegion("ports", 1 << 16)
-        self.memory = self.topology.space("memory", memory)
-        self.ports = self.topology.space("ports", ports)
+        super().__init__(host=self.host)
         self.ram = RAMRegion("ram", RAM_SIZE)
-        memory.add(self.ram, 0)
-        self.bus = Bus(
-            self.topology, memory=memory, io=ports, dma=self.memory, host=self.host, kind=kind
-        )
+        self.memory_root.add(self.ram, 0)
 
     def close(self) -> None:
         self.topology.close()

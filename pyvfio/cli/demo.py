@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyvfio
+from pyvfio.cli import emulator_demo
 from pyvfio.cli.describe import as_text, describe
 from pyvfio.cli.edu_steps import STEP_NAMES, Step, run_steps
 from pyvfio.cli.uris import add_uri
@@ -35,7 +36,14 @@ def add_parser(verbs: Any) -> None:
         " model is served by another process for the time of the demo.",
     )
     add_uri(parser, optional=True)
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--emulator",
+        action="store_true",
+        help="in an emulated PC: guest firmware, run by the Unicorn engine, finds the device on its"
+        " PCI bus and drives it",
+    )
+    where.add_argument(
         "--guest",
         action="store_true",
         help="from a checkout: the same steps beside each other, on the real kernel's VFIO in a"
@@ -51,12 +59,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; 1 where a step saw something else than it should."""
     if args.guest:
         return _compare()
+    drive = emulator_demo.drive if args.emulator else _drive
     if args.uri is not None:
-        return _drive(args.uri, args.output)
+        return drive(args.uri, args.output)
     with _served("edu") as uri:
         if args.output == "text":
             print(f"$ pyvfio serve edu --socket {uri.partition(':')[2]} &")
-        return _drive(uri, args.output)
+        return drive(uri, args.output)
 
 
 @contextlib.contextmanager

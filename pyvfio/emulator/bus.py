@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import Protocol
 
@@ -154,13 +155,15 @@ class Bus:
             del self._followers[container]
             follower.listener.detach()
 
-    def attach_again(self, container: Container) -> None:
-        """Map what is seen now, for a device that was lost and is reached again.
+    @contextmanager
+    def detached(self, container: Container) -> Iterator[None]:
+        """Reach a lost device again in a ``with`` block: its maps are made anew behind it.
 
         :raises VFIOError: the first map that was refused; nothing is mapped.
         """
         listener = self._followers[container].listener
         listener.detach()
+        yield
         listener.attach(self.dma)
 
     # Configuration space

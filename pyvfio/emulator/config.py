@@ -194,14 +194,12 @@ class EmulatedConfig:
             return ones
         register = Register(offset, width)
         emulated = _load(self.emulated, register)
-        value = _load(self.local, register)
-        if emulated != ones:
-            try:
-                value = value & emulated | self._read_device(offset, width) & ~emulated
-            except VFIOError as error:
-                self._complain("read", error)
-                return ones
-        return value
+        try:
+            device = self._read_device(offset, width)
+        except VFIOError as error:
+            self._complain("the guest's read", error)
+            return ones
+        return _load(self.local, register) & emulated | device & ~emulated
 
     def write(self, offset: int, width: int, value: int) -> None:
         """A write of the guest, of 1, 2 or 4 bytes; dropped beyond the end.
@@ -221,11 +219,11 @@ class EmulatedConfig:
                 piece = data[start - offset : start - offset + size]
                 self._device.write(start, size, int.from_bytes(piece, "little"))
         except VFIOError as error:
-            self._complain("write", error)
+            self._complain("the guest's write", error)
         self._write_local(offset, data)
 
     def _read_device(self, offset: int, width: int) -> int:
-        """Read what is not emulated; a width of the guest's that is not aligned, in pieces."""
+        """Read what is not all emulated; an access that is not aligned, in pieces."""
         value = 0
         for start, size in _aligned(offset, width):
             if _load(self.emulated, Register(start, size)) != (1 << 8 * size) - 1:
@@ -248,14 +246,14 @@ class EmulatedConfig:
         try:
             watch.callback(before, bytes(self.local[watch.start : watch.end]))
         except VFIOError as error:
-            log.error("%s: a write to configuration space: %s", self._name, error)
+            self._complain("what follows the guest's write", error)
 
-    def _complain(self, verb: str, error: VFIOError) -> None:
+    def _complain(self, what: str, error: VFIOError) -> None:
         """Log an error of the device once, since a guest can cause it again and again."""
-        kind = (verb, type(error), error.errno)
+        kind = (what, type(error), error.errno)
         level = logging.DEBUG if kind in self._told else logging.ERROR
         self._told.add(kind)
-        log.log(level, "%s: the guest's %s failed: %s", self._name, verb, error)
+        log.log(level, "%s: %s failed: %s", self._name, what, error)
 
     # Watchers
 

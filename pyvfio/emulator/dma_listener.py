@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -130,12 +130,7 @@ class DMAListener(MemoryListener):
         parts = self._parts.pop(section, None)
         if parts is not None:
             parts.manager.remove_listener(parts)
-        self.change(self.mapped(section), ())
-
-    def mapped(self, section: Section) -> list[MapEntry]:
-        """What is mapped of a section now."""
-        first, end = self.pages.of(section)
-        return list(self._maps.within(first, end - 1))
+        self.unmap(section)
 
     def change(self, gone: Collection[MapEntry], new: Collection[MapEntry]) -> None:
         """Unmap, then map: now, or with what else a transaction changes."""
@@ -144,6 +139,17 @@ class DMAListener(MemoryListener):
         else:
             self._plan.gone.update((entry.iova, entry) for entry in gone)
             self._plan.new.extend(new)
+
+    def unmap(self, section: Section) -> None:
+        """Unmap what is mapped of a section; a map that goes beyond is made again without that."""
+        first, end = self.pages.of(section)
+        if first >= end:
+            return  # nothing of less than a page is mapped
+        gone = list(self._maps.within(first, end - 1))
+        if self._plan is not None:  # what it has unmapped is gone, and what it maps is not yet
+            gone = [entry for entry in gone if entry.iova not in self._plan.gone]
+            self._plan.new[:] = _without(self._plan.new, first, end)
+        self.change(gone, _without(gone, first, end))
 
     def _skip(self, section: Section, obstacle: Obstacle) -> None:
         self._skipped[section] = obstacle.reason
@@ -169,7 +175,7 @@ class DMAListener(MemoryListener):
         if entry.permission:
             self.change((), list(self._translated(seen, region, entry)))
         else:
-            self._unmap(seen)
+            self.unmap(seen)
 
     def _translated(
         self, seen: Section, region: IOMMURegion, entry: IOTLBEntry
@@ -194,13 +200,6 @@ class DMAListener(MemoryListener):
     def _refuse_translation(self, address: int, size: int, reason: str) -> None:
         text = "%s: the guest's IOMMU maps %#x bytes at iova %#x, which cannot be mapped: %s"
         log.warning(text, self._uri, size, address, reason)
-
-    def _unmap(self, seen: Section) -> None:
-        """Unmap what is seen of an IOMMU; a map that goes beyond is made again without that."""
-        first, last = seen.address, seen.address + seen.size - 1
-        gone = list(self._maps.within(first, last))
-        rest = [part for entry in gone for part in _without(entry, first, last)]
-        self.change(gone, rest)
 
     # RAM in parts
 
@@ -247,13 +246,13 @@ class _Parts:
             self._owner.change((), new)
         except BaseException as error:
             calls = Calls()
-            calls.make(self._owner.change, self._owner.mapped(section), ())
+            calls.make(self._owner.unmap, section)
             with_notes(error, calls.errors)
             raise
 
     def discard(self, section: Section) -> None:
         """Unmap parts."""
-        self._owner.change(self._owner.mapped(section), ())
+        self._owner.unmap(section)
 
 
 def _is_populated(section: Section) -> bool:
@@ -261,15 +260,18 @@ def _is_populated(section: Section) -> bool:
     return manager is None or manager.is_populated(section.offset_in_region, section.size)
 
 
-def _without(entry: MapEntry, first: int, last: int) -> Iterator[MapEntry]:
-    """What a map has below ``first`` and above ``last``."""
-    if entry.iova < first:
-        yield replace(entry, size=first - entry.iova)
-    if entry.last > last:
-        skipped = last + 1 - entry.iova
-        yield replace(
-            entry, iova=last + 1, size=entry.size - skipped, offset=entry.offset + skipped
-        )
+def _without(entries: Iterable[MapEntry], first: int, end: int) -> list[MapEntry]:
+    """What maps have below ``first``, and from ``end`` on."""
+    rest = []
+    for entry in entries:
+        below, behind = min(first, entry.last + 1), max(end, entry.iova)
+        if entry.iova < below:
+            rest.append(replace(entry, size=below - entry.iova))
+        if behind <= entry.last:
+            skipped = behind - entry.iova
+            size, offset = entry.size - skipped, entry.offset + skipped
+            rest.append(replace(entry, iova=behind, size=size, offset=offset))
+    return rest
 
 
 def _part_error(section: Section, uri: str, number: int, reason: str) -> DMAError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pyvfio.closing import Closing
 from pyvfio.emulator.bus import Bus
+from pyvfio.emulator.config_dump import describe as describe_config
 from pyvfio.emulator.events import Events
 from pyvfio.emulator.options import FunctionOptions
 from pyvfio.emulator.realized import RealizedFunction
@@ -171,10 +172,25 @@ class GuestFunction(Closing):
         :raises VFIOError: as :meth:`PCIDevice.reconnect`.
         """
         parts = self.realized
-        done = self.dev.reconnect(timeout)
-        parts.bus.attach_again(self.dev.dma)
+        with parts.bus.detached(self.dev.dma):
+            done = self.dev.reconnect(timeout)
         parts.interrupts.load(parts.interrupts.save())
         return done
+
+    def describe(self) -> str:
+        """What the guest has made of it, as text: where its BARs are, which interrupt it uses, and
+        which bytes of configuration space are emulated.
+
+        :raises ValueError: it is on no bus.
+        """
+        parts = self.realized
+        mode = parts.interrupts.mode
+        lines = [f"{self.name}: {'no interrupt' if mode is None else mode.name}"]
+        for number, bar in parts.bars.items():
+            address = parts.registers.address(number)
+            where = "not seen" if address is None else f"at {address:#x}"
+            lines.append(f"BAR {number}: {bar.type.value}, {bar.size:#x} bytes, {where}")
+        return "\n".join([*lines, describe_config(parts.config)])
 
     def __repr__(self) -> str:
         return f"<GuestFunction {self.name} {'realized' if self._parts else 'not realized'}>"

@@ -127,26 +127,24 @@ class Interrupts:
             options=self._options,
             set_mmaps=set_mmaps,
         )
-        try:
-            self._start_intx()
-            if self._msi is not None:
-                self._config.watch(self._msi.offset, self._msi.size, self._msi_written)
-            if self._msix is not None:
-                self._config.watch(self._msix.offset, self._msix.size, self._msix_written)
-            self._config.watch(*pci.COMMAND, self._command_written)
-        except BaseException:
-            self.tear_down()
-            raise
+        self._start_intx()
+        if self._msi is not None:
+            self._config.watch(self._msi.offset, self._msi.size, self._msi_written)
+        if self._msix is not None:
+            self._config.watch(self._msix.offset, self._msix.size, self._msix_written)
+        self._config.watch(*pci.COMMAND, self._command_written)
 
     def tear_down(self) -> None:
         """Disable everything and follow the guest no longer.  May be repeated."""
         for watcher in (self._command_written, self._msix_written, self._msi_written):
             self._config.unwatch(watcher)
-        self.disable_all()
-        if self._msi is not None:
-            self._irqs[PCIIRQ.MSI].attempt("put back", self._msi.remove_from_config)
-        if self._msix is not None:
-            self._msix.remove_from_bars()
+        try:
+            self.disable_all()
+        finally:
+            if self._msi is not None:
+                self._irqs[PCIIRQ.MSI].attempt("put back", self._msi.remove_from_config)
+            if self._msix is not None:
+                self._msix.remove_from_bars()
 
     # What the guest does
 

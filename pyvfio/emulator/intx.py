@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.events import EventFD, Events, Timer
@@ -117,17 +118,18 @@ class GuestINTx:
 
     def disable(self) -> None:
         """Have nothing signalled any more, and nothing asserted.  May be repeated."""
-        if self._eventfd is None:
+        eventfd, self._eventfd = self._eventfd, None
+        if eventfd is None:
             return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._withdraw(self._eventfd)
-        self._irqs.disable()
-        self._lower()
-        self._trap(False)
-        self._eventfd.close()
-        self._eventfd = None
+        with ExitStack() as steps:  # from the last one on, whatever the host's code raises
+            steps.callback(eventfd.close)
+            steps.callback(self._trap, False)
+            steps.callback(self._lower)
+            steps.callback(self._irqs.disable)
+            steps.callback(self._withdraw, eventfd)
 
     def _lower(self) -> None:
         self._pending = False
@@ -171,13 +173,12 @@ class GuestINTx:
         """The pin leads elsewhere now: ask the emulator again whether it takes the signals."""
         if self._eventfd is not None:
             self._withdraw(self._eventfd)
+            self.end_of_interrupt()  # the guest's own may be lost on the old way
             self._offer(self._eventfd)
-            self.end_of_interrupt()  # one that went the old way may have been missed
 
     def _offer(self, eventfd: EventFD) -> None:
         if not self._offer_eventfds:
             return
-        self._lower()
         try:
             self._resample = self._events.eventfd(self._irqs.unmask)
         except OSError as error:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -87,6 +87,13 @@ class MessageVector(Closing):
             if self._route is not None:
                 closing.callback(self._route.close)
             self._route = None
+
+
+def close_vectors(vectors: Iterable[MessageVector]) -> None:
+    """Close them all, whatever the host's code raises."""
+    with ExitStack() as closing:
+        for vector in vectors:
+            closing.callback(vector.close)
 
 
 class Messenger:

@@ -10,7 +10,7 @@ from functools import partial
 
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.irq_index import IRQIndex
-from pyvfio.emulator.messages import Message, MessageVector, Messenger
+from pyvfio.emulator.messages import Message, MessageVector, Messenger, close_vectors
 from pyvfio.errors import IRQError
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import Register
@@ -155,8 +155,8 @@ class GuestMSI:
     def disable(self) -> None:
         """Have nothing signalled any more.  May be repeated."""
         self._irqs.disable()
-        while self._vectors:
-            self._vectors.pop().close()
+        vectors, self._vectors = self._vectors, []
+        close_vectors(vectors)
 
     def _fired(self, vector: int) -> None:
         if vector >= self.allocated:

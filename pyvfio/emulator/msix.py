@@ -16,7 +16,7 @@ from typing import Protocol
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.irq_index import NO_EVENTFD, IRQIndex
 from pyvfio.emulator.memory import MemoryRegion, MMIORegion
-from pyvfio.emulator.messages import MessageVector, Messenger
+from pyvfio.emulator.messages import MessageVector, Messenger, close_vectors
 from pyvfio.emulator.msix_layout import MSIXLayout, pba_size, table_size
 from pyvfio.emulator.msix_table import MSIXTable, PendingBits
 from pyvfio.uapi import pci
@@ -159,10 +159,10 @@ class GuestMSIX:
         self._irqs.disable()
         self._signalled.clear()
         self._reserved = 0
-        while self._vectors:
-            self._vectors.popitem()[1].close()
         self._table.clear_pending()
         self._show_pending()
+        vectors, self._vectors = self._vectors, {}
+        close_vectors(vectors.values())
 
     def _prepare(self, vector: int) -> MessageVector | None:
         """A vector that is ready to be signalled; None, logged, where no descriptor is left."""

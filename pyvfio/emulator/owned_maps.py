@@ -32,7 +32,6 @@ class OwnedMaps:
         self._container = container
         self._uri = uri
         self._maps = MapTable(ALL_ADDRESSES)
-        self._as_asked = True
         self._warned = False
 
     def all(self) -> tuple[MapEntry, ...]:
@@ -56,24 +55,29 @@ class OwnedMaps:
         if not gone and not new:
             return
         calls = Calls()
-        self._as_asked = True
+        taken: list[MapEntry] = []
         before = self.all()
-        calls.make(self._carry_out, gone, new, calls)
-        if self._as_asked and not calls.errors:
-            self._note(gone, new)
+        calls.make(self._carry_out, gone, new, taken, calls)
+        if not calls.errors:
+            self._note(gone, taken)
         else:
-            self._ask_container((*before, *new))
+            self._ask_container((*before, *taken))
         calls.errors = [error for error in calls.errors if self._matters(error, gone, new)]
         calls.end()
 
     def _carry_out(
-        self, gone: Collection[MapEntry], new: Collection[MapEntry], calls: Calls
+        self,
+        gone: Collection[MapEntry],
+        new: Collection[MapEntry],
+        taken: list[MapEntry],
+        calls: Calls,
     ) -> None:
+        """:param taken: gets those of ``new`` that were not refused at once."""
         with self._container.batch():
             for entry in gone:
                 calls.make(self._unmap, entry)
             for entry in new:
-                calls.make(self._map, entry)
+                calls.make(self._map, entry, taken)
 
     def _unmap(self, entry: MapEntry) -> None:
         try:
@@ -81,10 +85,9 @@ class OwnedMaps:
         except DMAError as error:
             if error.errno != errno.ENOENT:
                 raise
-            self._as_asked = False
             log.info("%s: somebody else took a map away: %s", self._uri, error)
 
-    def _map(self, entry: MapEntry) -> None:
+    def _map(self, entry: MapEntry, taken: list[MapEntry]) -> None:
         iova, size, flags = entry.iova, entry.size, entry.flags
         try:
             self._container.map(
@@ -93,8 +96,9 @@ class OwnedMaps:
         except VFIOError as error:
             if not _is_peer(entry):
                 raise
-            self._as_asked = False
             self._warn(error)
+        else:
+            taken.append(entry)
 
     # What has become of it
 

@@ -88,6 +88,6 @@ class PowerState:
         """Whether there is such a transition: to D0, or further down to a state that exists."""
         assert self.offset is not None
         supported = self._config.get(pci.PM_CAPABILITIES, self.offset)
-        if new in _SUPPORTED and new != old and not supported & _SUPPORTED[new]:
+        if new in _SUPPORTED and not supported & _SUPPORTED[new]:
             return False
         return new == 0 or new >= old

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cffi import FFI
 
-SOURCES = [Path(__file__).with_name(name) for name in ("mmio.c", "ioctl.c", "eventfd.c")]
+_NAMES = ("mmio.c", "ioctl.c", "eventfd.c", "steps.c")
+SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
 ffibuilder = FFI()
 ffibuilder.cdef(
@@ -27,6 +28,16 @@ ffibuilder.cdef(
     int pyvfio_unmap(void *address, size_t size);
     int pyvfio_ioctl(int fd, unsigned long request, uintptr_t argument);
     int pyvfio_signal(int fd);
+    struct pyvfio_steps {
+        uint64_t done;
+        uint64_t limit;
+        uintptr_t stop;
+        uintptr_t read;
+        int flags;
+        uint32_t awaited;
+        int stopped;
+    };
+    uintptr_t pyvfio_step_address(void);
     """
 )
 ffibuilder.set_source(

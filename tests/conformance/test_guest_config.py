@@ -20,7 +20,7 @@ from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, CapabilityID, Command, ExtendedCapabilityID
-from tests.unit.quiet_bus import quiet_bus
+from tests.unit.guest_map import GuestMap
 
 BARS = range(0x10, 0x28, 4)
 ALL = 0xFFFF_FFFF
@@ -65,7 +65,7 @@ def device(any_uri: str) -> Iterator[PCIDevice]:
 @pytest.fixture
 def bus() -> Iterator[Bus]:
     """A bus without anything on it."""
-    made = quiet_bus()
+    made = GuestMap().bus
     yield made
     made.topology.close()
 
@@ -141,7 +141,7 @@ def test_a_guest_can_read_all_that_there_is(
     config: EmulatedConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_capabilities(config, BusKind.PORT, {})
-    for width in (1, 2, 4):
-        for offset in range(0, config.size, width):
+    for width, end in ((1, 64), (2, pci.CONFIG_SIZE), (4, config.size)):
+        for offset in range(0, end, width):
             config.read(offset, width)
     assert caplog.records == []

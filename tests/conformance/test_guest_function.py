@@ -103,8 +103,8 @@ def test_every_kind_of_bar_is_where_the_guest_has_put_it(test_guest: Guest) -> N
     test_guest.write64(placed[MEMORY], 0x0123_4567_89AB_CDEF)
     assert test_guest.machine.memory.read(placed[MEMORY], 8) == 0x0123_4567_89AB_CDEF
     assert test_guest.function.dev.bars[MEMORY].read64(0) == 0x0123_4567_89AB_CDEF
-    test_guest.machine.ports.write(placed[PORTS], 4, 0x55AA)
-    assert test_guest.machine.ports.read(placed[PORTS], 4) == 0x55AA
+    test_guest.machine.io.write(placed[PORTS], 4, 0x55AA)
+    assert test_guest.machine.io.read(placed[PORTS], 4) == 0x55AA
 
 
 def test_ids_of_the_options_are_shown(machine: SmallMachine, edu: PCIDevice) -> None:
@@ -113,6 +113,16 @@ def test_ids_of_the_options_are_shown(machine: SmallMachine, edu: PCIDevice) -> 
         function.realize(machine.bus, SLOT)
         assert function.config_read(0, 4) == 0x10F0_1AF4
         assert function.config_read(8, 4) >> 8 == 0x010802
+
+
+def test_what_the_guest_has_made_of_it_can_be_read(guest: Guest) -> None:
+    text = guest.function.describe()
+    assert text.startswith(guest.function.dev.uri)
+    assert "INTX\nBAR 0: 32-bit memory, 0x100000 bytes, not seen\n000: " in text
+    guest.place_bars()
+    guest.enable_msi()
+    text = guest.function.describe()
+    assert f"MSI\nBAR 0: 32-bit memory, 0x100000 bytes, at {WINDOW:#x}\n" in text
 
 
 # What the device does for the guest
@@ -130,8 +140,8 @@ def test_memory_that_the_guest_gets_later_is_reached_as_well(
     machine: SmallMachine, guest: Guest
 ) -> None:
     bar = guest.place_bars()[0]
-    machine.memory.root.remove(machine.ram)
-    machine.memory.root.add(machine.ram, 0x10_0000)
+    machine.memory_root.remove(machine.ram)
+    machine.memory_root.add(machine.ram, 0x10_0000)
     machine.memory.write_bytes(0x10_2000, b"pyvfio..")
     copy_by_dma(guest, bar, 0x10_2000, 0x10_3000, 8)
     assert machine.memory.read_bytes(0x10_3000, 8) == b"pyvfio.."

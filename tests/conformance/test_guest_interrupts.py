@@ -128,14 +128,6 @@ def test_enabling_msi_lowers_the_pin(guest: EmulatedFunction) -> None:
     assert guest.mmaps == [False, True]
 
 
-def test_a_function_that_may_not_write_to_memory_sends_no_message(guest: EmulatedFunction) -> None:
-    guest.enable_msi()
-    guest.command(Command.MEMORY)
-    raise_irq(guest)
-    guest.events.dispatch(0.03)  # a kernel's device may signal all the same
-    assert guest.host.messages == []
-
-
 def test_nothing_is_left_however_often_the_mode_changes(guest: EmulatedFunction) -> None:
     before = len(open_fds())
     for _ in range(5):

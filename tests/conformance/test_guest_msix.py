@@ -313,6 +313,42 @@ def test_a_device_that_cannot_add_vectors_is_disabled_for_it(
     assert [data for _, data in fixed.host.messages] == [0x100, 0x101, 0x103]
 
 
+def test_such_a_device_has_masked_vectors_signalled_to_us_when_others_come(
+    testdev: PCIDevice,
+) -> None:
+    layout = MSIXLayout.probe(testdev)
+    assert layout is not None
+    layout = replace(layout, resizable=False)
+    with EmulatedFunction(testdev, RecordingHost(takes=True), layout=layout) as guest:
+        guest.set_up()
+        guest.control_msix(ENABLE)
+        guest.unmask(0)
+        guest.mask(0)
+        guest.unmask(3)
+        fires(guest, 0)
+        assert guest.pending_bits() == 1
+
+
+def test_vectors_there_from_the_start_are_not_asked_for_again(
+    guest: EmulatedFunction, calls: Calls
+) -> None:
+    guest.unmask(1)
+    guest.control_msix(ENABLE)
+    calls.clear()
+    guest.mask(1)
+    guest.unmask(1)
+    assert calls == []
+
+
+def test_disabling_says_nothing_of_single_vectors(taker: EmulatedFunction, calls: Calls) -> None:
+    taker.control_msix(ENABLE)
+    taker.unmask(0)
+    taker.unmask(1)
+    calls.clear()
+    taker.control_msix(0)
+    assert [call for call in calls if call[0] is PCIIRQ.MSIX] == [(PCIIRQ.MSIX, 0, None)]
+
+
 def test_such_a_device_is_enabled_without_vectors_as_well(
     fixed: EmulatedFunction, calls: Calls
 ) -> None:
@@ -385,6 +421,18 @@ def test_a_saved_state_comes_back(guest: EmulatedFunction) -> None:
     fires(guest, 3)
     guest.unmask(4, data=9)
     assert guest.host.messages == [(ADDRESS, 0x103), (ADDRESS, 9)]
+
+
+def test_a_state_with_msix_disabled_sends_nothing_of_what_is_pending(
+    guest: EmulatedFunction,
+) -> None:
+    guest.unmask(0)
+    state = bytearray(guest.interrupts.save())
+    state[16 * VECTORS] = 1  # pending bit 0
+    guest.interrupts.load(bytes(state))
+    assert guest.host.messages == []
+    guest.control_msix(ENABLE)
+    assert guest.host.messages == [(ADDRESS, 0x100)]
 
 
 def test_a_state_without_msix_enabled_leaves_the_pin(guest: EmulatedFunction) -> None:

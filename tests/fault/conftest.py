@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Clients of the served models, made of hand-written bytes."""
+"""Clients made of hand-written bytes; guests whose memory a device follows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pyvfio.emulator.dma_listener import DMAListener
+from pyvfio.emulator.memory import RAMRegion
+from pyvfio.pci.device import PCIDevice
+from tests.conformance.guest_memory import PAGE, Guest
 from tests.fault import raw
 from tests.fault.raw import RawClient
 from tests.support import ServerProcess
@@ -42,3 +46,62 @@ def host(socket_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
             return servers.enter_context(ServerProcess(model, path, *options))
 
         yield start
+
+
+@pytest.fixture
+def path(socket_folder: Path) -> Path:
+    """Where a server is started again and again."""
+    return socket_folder / "again.sock"
+
+
+@pytest.fixture
+def served(path: Path) -> Iterator[Callable[[str], ServerProcess]]:
+    """Start a model at the same path each time; the last server is stopped after the test."""
+    servers: list[ServerProcess] = []
+
+    def start(model: str = "testdev") -> ServerProcess:
+        while servers:
+            servers[-1].kill()
+            servers.pop().stop()
+        servers.append(ServerProcess(model, path))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def movable(host: Callable[..., ServerProcess]) -> ServerProcess:
+    """A server of a device that migrates, with registers and without pre-copy."""
+    return host("tests.fault.migrating:Movable")
+
+
+@pytest.fixture(scope="module")
+def streaming(host: Callable[..., ServerProcess]) -> ServerProcess:
+    """A server of a device that sends its registers in pre-copy."""
+    return host("tests.fault.migrating:Streaming")
+
+
+@pytest.fixture
+def guest() -> Guest:
+    """A guest without memory."""
+    return Guest()
+
+
+@pytest.fixture
+def blocks() -> Iterator[list[RAMRegion]]:
+    """RAM of one page each."""
+    found = [RAMRegion(f"ram{number}", PAGE) for number in range(4)]
+    yield found
+    for block in found:
+        block.close()
+
+
+@pytest.fixture
+def listener(device: PCIDevice, guest: Guest) -> Iterator[DMAListener]:
+    """The maps of a test's device follow the guest's memory."""
+    found = DMAListener(device.dma, device.uri)
+    found.attach(guest.space)
+    yield found
+    found.detach()

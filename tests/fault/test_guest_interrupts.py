@@ -122,6 +122,12 @@ def takes(request: pytest.FixtureRequest) -> bool:
     return taken
 
 
+@pytest.fixture
+def uris(edu_server: ServerProcess, testdev_server: ServerProcess) -> dict[str, str]:
+    """Where the models are, by name."""
+    return {"edu": edu_server.uri, "testdev": testdev_server.uri}
+
+
 def function(dev: PCIDevice, takes: bool, resizable: bool) -> EmulatedFunction:
     """A device whose MSI-X vectors can be added while some are in use, or cannot."""
     layout = MSIXLayout.probe(dev)
@@ -137,13 +143,11 @@ def test_each_refusal_in_turn_is_survived(
     name: str,
     resizable: bool,
     takes: bool,
-    edu_server: ServerProcess,
-    testdev_server: ServerProcess,
+    uris: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server = {"edu": edu_server, "testdev": testdev_server}[name]
     live, works = LIVES[name]
-    with pyvfio.open(server.uri) as dev:
+    with pyvfio.open(uris[name]) as dev:
         failing = Failing(dev, monkeypatch)
         before = open_fds()
         for number in itertools.count():
@@ -251,3 +255,20 @@ def test_the_vectors_that_there_were_are_had_again_where_more_are_refused(
         testdev.bars[0].write32(FIRE, 4)
         assert guest.signalled()
         assert [data for _, data in guest.host.messages] == [0x101, 0x104]
+
+
+def test_vectors_that_were_refused_at_first_are_asked_for_with_the_next_one(
+    testdev: PCIDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(testdev, monkeypatch)
+    with function(testdev, takes=False, resizable=False) as guest:
+        guest.set_up()
+        guest.unmask(0)
+        guest.unmask(2)
+        failing.number = failing.calls + 1  # the pin is disabled first
+        guest.control_msix(ENABLE)
+        guest.unmask(1)
+        for vector in (0, 1):
+            testdev.bars[0].write32(FIRE, vector)
+            assert guest.signalled()
+        assert [data for _, data in guest.host.messages] == [0x100, 0x101]

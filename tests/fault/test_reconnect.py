@@ -38,28 +38,6 @@ WAIT = 20.0
 
 
 @pytest.fixture
-def path(socket_folder: Path) -> Path:
-    return socket_folder / "again.sock"
-
-
-@pytest.fixture
-def served(path: Path) -> Iterator[Callable[[str], ServerProcess]]:
-    """Start a model at the same path each time; the last server is stopped after the test."""
-    servers: list[ServerProcess] = []
-
-    def start(model: str = "testdev") -> ServerProcess:
-        while servers:
-            servers[-1].kill()
-            servers.pop().stop()
-        servers.append(ServerProcess(model, path))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
-@pytest.fixture
 def device(path: Path, served: Callable[[str], ServerProcess]) -> Iterator[PCIDevice]:
     """A test device whose server can be started again."""
     served("testdev")
@@ -274,6 +252,18 @@ def test_posted_writes_whose_fate_is_not_known_are_told(
     device.flush()
     restart(device, served)
     assert not device.reconnect().unflushed
+
+
+def test_a_map_of_the_lost_devices_own_memory_is_told(
+    device: PCIDevice, served: Callable[[str], ServerProcess]
+) -> None:
+    memory = device.bars[MEMORY].device_memory(0, PAGE)
+    kept = device.dma.alloc(PAGE)
+    device.dma.map(memory, iova=1 << 30, offset=memory.start, size=PAGE)
+    restart(device, served)
+    (failure,) = device.reconnect(WAIT).failures
+    assert isinstance(failure, DeviceClosed)
+    assert [entry.iova for entry in device.dma.mappings] == [kept.iova]
 
 
 # What fails
@@ -516,7 +506,12 @@ def test_an_interrupt_half_way_leaves_the_device_lost(
     path: Path, prepared: Prepared, command: int
 ) -> None:
     with RawServer(path) as server:
-        server.handlers[command] = lambda _: os.kill(os.getpid(), signal.SIGINT)
+
+        def interrupt(_: raw.Message) -> None:
+            del server.handlers[command]  # one interrupt is enough: others come too late
+            os.kill(os.getpid(), signal.SIGINT)
+
+        server.handlers[command] = interrupt
         with pytest.raises(KeyboardInterrupt):
             prepared.device.reconnect()
         assert prepared.device.lost

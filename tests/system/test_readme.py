@@ -31,6 +31,19 @@ def test_the_first_example_runs_against_a_served_edu(edu_server: ServerProcess) 
     assert done.stdout.splitlines() == ["1234:11e8", "[0x040] MSI", "0xedcba987", "1"]
 
 
+def test_the_emulator_of_the_readme_has_its_interrupt(edu_server: ServerProcess) -> None:
+    code = block("class MyEmulator").replace("vfio-user:/tmp/edu.sock", edu_server.uri)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["INTA is high", "INTA is low"]
+
+
 def test_the_model_of_the_readme_can_be_served_and_driven(
     tmp_path: Path, socket_folder: Path
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def test_demo_of_an_installed_wheel_outside_of_the_tree(tmp_path: Path) -> None:
     pip = (sys.executable, "-m", "pip")
     run(*pip, "wheel", "-q", "--no-deps", "-w", tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob("pyvfio-*.whl")
+    assert "pyvfio/emulator/firmware/edu.bin" in zipfile.ZipFile(wheel).namelist()
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     run(environment / "bin/python", "-m", "pip", "install", "-q", wheel, cwd=tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyvfio.emulator.bus import Bus
+from pyvfio.emulator.bus import Bus, BusKind
 from pyvfio.emulator.host import Host, Requester
 from pyvfio.emulator.memory import AddressSpace, MemoryListener, MemoryRegion, Topology
 
@@ -44,9 +44,12 @@ class Seen:
 
 
 class GuestMap:
-    """Memory and ports with nothing in them."""
+    """Memory and ports with nothing in them.
 
-    def __init__(self) -> None:
+    :param kind: of the bus that has all of them.
+    """
+
+    def __init__(self, kind: BusKind = BusKind.ROOT_COMPLEX, host: Host | None = None) -> None:
         self.topology = Topology()
         self.memory_root = MemoryRegion("memory", 1 << 64)
         self.io_root = MemoryRegion("ports", 1 << 16)
@@ -57,7 +60,8 @@ class GuestMap:
             memory=self.memory_root,
             io=self.io_root,
             dma=self.memory,
-            host=NoHost(),
+            host=host or NoHost(),
+            kind=kind,
         )
 
     def seen(self, space: AddressSpace | None = None) -> list[Seen]:

@@ -17,6 +17,7 @@ from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import PCIRegion, RegionFlags
 from pyvfio.vectors import RegionInfo
 from tests.unit.config_device import ConfigDevice
+from tests.unit.guest_map import GuestMap
 from tests.unit.guest_model import (
     CLASS_CODE,
     NUMBERS,
@@ -26,7 +27,6 @@ from tests.unit.guest_model import (
     GuestModel,
     accesses,
 )
-from tests.unit.quiet_bus import quiet_bus
 from tests.unit.test_region import FakeIO
 
 
@@ -58,7 +58,7 @@ class RandomGuest:
     """
 
     def __init__(self, device: Region) -> None:
-        self.bus = quiet_bus()
+        self.bus = GuestMap().bus
         self.device = device
         self.twin = ModelConfigSpace(ConfigDevice())
         self.twin.write(4, device.read_bytes(4, 2))

@@ -16,7 +16,7 @@ from pyvfio.errors import DMAError
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import BARType, Command
 from pyvfio.uapi.vfio import PCIRegion
-from tests.unit.quiet_bus import quiet_bus
+from tests.unit.guest_map import GuestMap
 from tests.unit.raw_config import RawConfig
 
 MEM32, MEM64, IO = BARType.MEM32, BARType.MEM64, BARType.IO
@@ -66,16 +66,16 @@ class Function:
     """
 
     def __init__(self) -> None:
-        bus = quiet_bus()
-        self.topology = bus.topology
-        self.memory, self.io = bus.topology.spaces
+        guest_map = GuestMap()
+        self.topology = guest_map.topology
+        self.memory, self.io = guest_map.memory, guest_map.io
         self.heard = Heard()
         self.memory.add_listener(self.heard)
         self.heard.commits.clear()
         self.device = RawConfig()
         self.config = EmulatedConfig(self.device.region, 4096, "guest")
         set_up_header(self.config, FunctionOptions())
-        self.registers = BARRegisters(self.config, bus)
+        self.registers = BARRegisters(self.config, guest_map.bus)
         self.moves: list[tuple[int, int | None]] = []
 
     def bar(

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from pyvfio.emulator.memory import RAMDeviceRegion
 from pyvfio.errors import DeviceClosed, UnsupportedError
 from pyvfio.memory import SharedMemory
 from pyvfio.native import mmio
@@ -76,3 +78,46 @@ def test_nor_is_that_of_a_device_that_was_reached_again(file: SharedMemory, regi
     with pytest.raises(DeviceClosed, match="reached again"):
         _ = memory.fd
     assert region.device_memory(PAGE, PAGE).fd == file.fd
+
+
+# As guest memory
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_the_guest_reads_and_writes_it_with_its_own_width(region: Region, width: int) -> None:
+    guest = RAMDeviceRegion("bar", region, MmapArea(2 * PAGE, PAGE))
+    guest.write(16, width, 0x81)
+    assert guest.read(16, width) == region.read(2 * PAGE + 16, width) == 0x81
+    guest.write_bytes(1, b"abc")
+    assert guest.read_bytes(0, 5) == b"\0abc\0"
+
+
+def test_where_the_device_does_not_answer_the_guest_finds_ones(
+    file: SharedMemory, region: Region, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest = RAMDeviceRegion("bar", region, MmapArea(PAGE, PAGE))
+    os.ftruncate(file.fd, 0)
+    guest.write(0, 4, 5)
+    assert guest.read(0, 4) == 0xFFFF_FFFF
+    assert [record.getMessage()[:26] for record in caplog.records] == [
+        "a write of the guest: writ",
+        "a read of the guest: read ",
+    ]
+    region.close()
+    with pytest.raises(DeviceClosed):
+        guest.read(0, 4)
+
+
+def test_what_may_only_be_read_is_read_only_for_the_guest(file: SharedMemory) -> None:
+    flags = RegionFlags.READ | RegionFlags.MMAP
+    region = Region(FakeIO(), replace(info(file), flags=flags), "fake:x")
+    guest = RAMDeviceRegion("bar", region, MmapArea(PAGE, PAGE))
+    assert guest.readonly
+    region.close()
+
+
+def test_what_cannot_be_mapped_is_no_guest_memory(region: Region) -> None:
+    with pytest.raises(UnsupportedError):
+        RAMDeviceRegion("bar", region, MmapArea(0, PAGE))
+    with pytest.raises(ValueError, match="as large as its memory"):
+        RAMDeviceRegion("bar", region, MmapArea(PAGE, PAGE)).resize(2 * PAGE)

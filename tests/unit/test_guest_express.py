@@ -240,6 +240,12 @@ def test_the_first_header_and_the_pointers_are_emulated(device: RawConfig) -> No
     assert config.read(0x100, 4) == 0x3001_0001
 
 
+def test_extended_capabilities_must_be_those_of_a_saved_state(device: RawConfig) -> None:
+    device.put_extended((0x100, ERR), (0x200, SRIOV), (0x300, DSN))
+    config, _ = add(device, BusKind.PORT)
+    assert config.compared[0x100:] == b"\xff" * 0x100 + bytes(0x100) + b"\xff" * 0xD00
+
+
 @pytest.mark.parametrize("head", [0, 0xFFFF_FFFF])
 def test_a_device_without_an_extended_list_cannot_get_one_later(
     device: RawConfig, head: int

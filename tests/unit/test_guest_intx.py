@@ -235,6 +235,13 @@ def test_what_was_signalled_before_the_pin_comes_back_is_not_lost() -> None:
         assert guest.host.level
 
 
+def test_an_interrupt_that_is_served_on_a_way_that_is_gone_comes_again(guest: Guest) -> None:
+    guest.fire()
+    guest.interrupts.reroute_pin()  # to where nobody takes it either
+    assert not guest.host.level
+    assert guest.asked() == [ENABLE, DO_UNMASK]
+
+
 def test_an_emulator_whose_code_is_wrong_leaves_nothing_behind() -> None:
     with Guest(FailingHost()) as guest:
         before = open_fds()
@@ -242,6 +249,33 @@ def test_an_emulator_whose_code_is_wrong_leaves_nothing_behind() -> None:
             guest.set_up()
         assert guest.asked() == [ENABLE, DISABLE]
         assert open_fds() == before
+
+
+class StuckRoute(Route):
+    """A route that cannot be ended."""
+
+    def close(self) -> None:
+        raise ZeroDivisionError
+
+
+class StuckHost(RecordingHost):
+    """Takes eventfds, and its code is wrong where it lets go of them."""
+
+    def route_pin(self, function: Requester, pin: int, eventfd: int, resample: int) -> Route | None:
+        return StuckRoute(self, eventfd, resample)
+
+
+def test_a_route_that_cannot_be_ended_leaves_nothing_behind() -> None:
+    before = open_fds()
+    guest = Guest(StuckHost())
+    guest.set_up()
+    guest.asked()
+    with pytest.raises(ZeroDivisionError):
+        guest.close()
+    assert guest.asked() == [DO_MASK, RESAMPLE, DO_UNMASK, DISABLE]
+    assert open_fds() == before
+    guest.interrupts.disable_all()
+    assert guest.asked() == []
 
 
 def test_the_eventfds_are_open_while_the_emulator_has_them() -> None:

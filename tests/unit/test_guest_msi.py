@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from pyvfio.emulator.host import Requester
 from pyvfio.errors import IRQError
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import CapabilityID
 from pyvfio.uapi.vfio import PCIIRQ, IRQSetFlags
-from tests.emulated import EmulatedFunction, RecordingHost
+from tests.emulated import EmulatedFunction, RecordingHost, Route
 from tests.support import open_fds
 from tests.unit.declared import DeclaredIO, declared
 
@@ -177,6 +178,43 @@ def test_every_route_hears_of_another_message() -> None:
         function.put(pci.MSI_DATA_32, 0x20)
         latest = [route.messages[-1] for route in function.host.routes[1:]]
         assert latest == [(ADDRESS, 0x20), (ADDRESS, 0x21)]
+
+
+def test_routes_without_a_message_hear_of_none() -> None:
+    with guest(CAPABLE_32, RecordingHost(takes=True)) as function:
+        function.enable(order=1)
+        function.put(pci.MSI_CONTROL, pci.MSI_CONTROL_ENABLE)
+        heard = [len(route.messages) for route in function.host.routes[1:]]
+        assert heard == [2, 1]
+
+
+def test_a_function_that_may_not_write_to_memory_sends_no_message() -> None:
+    with guest(0) as function:
+        function.enable()
+        function.command(0)
+        function.fire(0)
+        assert function.host.messages == []
+
+
+class StuckRoute(Route):
+    """A route that cannot be ended."""
+
+    def close(self) -> None:
+        raise ZeroDivisionError
+
+
+class StuckHost(RecordingHost):
+    """Takes eventfds of messages, and its code is wrong where it lets go of them."""
+
+    def route_msi(self, function: Requester, address: int, data: int, eventfd: int) -> Route | None:
+        return StuckRoute(self, eventfd)
+
+
+def test_routes_that_cannot_be_ended_leave_no_descriptor() -> None:
+    before = open_fds()
+    with pytest.raises(ZeroDivisionError), guest(CAPABLE_32, StuckHost()) as function:
+        function.enable(order=3)
+    assert open_fds() == before
 
 
 # Masks

@@ -217,6 +217,17 @@ def test_two_parts_that_do_not_fit_together_are_two(
     assert seen(space) == [(0, 8, "target", 8), (8, 16, "target", 0)]
 
 
+def test_two_parts_that_fit_together_are_two_where_one_is_read_only(
+    root: MemoryRegion, space: AddressSpace
+) -> None:
+    target = io("target", 16)
+    low = AliasRegion("low", target, 0, 8)
+    low.readonly = True
+    root.add(low, 0)
+    root.add(AliasRegion("high", target, 8, 8), 8)
+    assert [(found.start, found.readonly) for found in space.flat_view] == [(0, True), (8, False)]
+
+
 def test_a_change_of_what_only_an_alias_shows_is_seen(
     root: MemoryRegion, space: AddressSpace
 ) -> None:

@@ -396,7 +396,7 @@ def test_an_interrupt_within_a_listener_waits_until_all_were_told(
     assert heard == ["begin", "add bar@0x0", "commit"]
 
 
-@pytest.mark.parametrize("change", ["region", "space", "log", "listener"])
+@pytest.mark.parametrize("change", ["region", "space", "log", "listener", "close"])
 def test_a_listener_cannot_change_what_it_listens_to(
     topology: Topology, space: AddressSpace, root: MemoryRegion, change: str
 ) -> None:
@@ -405,6 +405,7 @@ def test_a_listener_cannot_change_what_it_listens_to(
         "space": lambda: topology.space("other", root),
         "log": topology.log_start,
         "listener": lambda: space.add_listener(MemoryListener()),
+        "close": space.close,
     }
 
     class Meddler(MemoryListener):

@@ -30,6 +30,9 @@ class Owner(Protocol):
     def telling(self) -> AbstractContextManager[None]:
         """Listeners are called; maps must not change meanwhile."""
 
+    def check_quiet(self) -> None:
+        """Raise RuntimeError while listeners are called."""
+
     def forget(self, space: AddressSpace) -> None:
         """A space is closed."""
 
@@ -229,10 +232,12 @@ class AddressSpace(Closing):
         """Tell every listener that all is gone.  May be repeated.
 
         :raises BaseException: what a listener raised first; the space is closed.
+        :raises RuntimeError: within a listener; it is not closed.
         """
         with MAP_LOCK:
             if self._closed:
                 return
+            self._owner.check_quiet()
             calls = Calls()
             for listener in reversed(self.listeners):
                 calls.make(self.remove_listener, listener)

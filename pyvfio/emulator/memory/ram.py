@@ -163,7 +163,7 @@ class RAMDeviceRegion(MemoryBackedRegion):
     def __init__(self, name: str, region: Region, area: MmapArea) -> None:
         super().__init__(name, area.size)
         self._region = region
-        self._start = area.offset
+        self._area = area
         self._memory = region.device_memory(area.offset, area.size)
         self._readonly = not region.info.flags & RegionFlags.WRITE
 
@@ -173,15 +173,17 @@ class RAMDeviceRegion(MemoryBackedRegion):
 
     @property
     def dma_source(self) -> DeviceMemory:
+        if not self._memory.current and not self._region.closed:  # the device was reached again
+            self._memory = self._region.device_memory(self._area.offset, self._area.size)
         return self._memory
 
     @property
     def dma_offset(self) -> int:
-        return self._memory.start
+        return self.dma_source.start
 
     def _load(self, offset: int, width: int) -> int:
         try:
-            return self._region.read(self._start + offset, width)
+            return self._region.read(self._area.offset + offset, width)
         except DeviceClosed:
             raise
         except VFIOError as error:
@@ -190,7 +192,7 @@ class RAMDeviceRegion(MemoryBackedRegion):
 
     def _store(self, offset: int, width: int, value: int) -> None:
         try:
-            self._region.write(self._start + offset, width, value)
+            self._region.write(self._area.offset + offset, width, value)
         except DeviceClosed:
             raise
         except VFIOError as error:

@@ -37,7 +37,7 @@ class Topology(Closing):
     def space(self, name: str, root: MemoryRegion) -> AddressSpace:
         """A new address space that shows ``root``; one that a vIOMMU translates to comes first."""
         with MAP_LOCK:
-            self._check_quiet()
+            self.check_quiet()
             space = AddressSpace(self, name, root)
             self._spaces.append(space)
             space.render()
@@ -57,7 +57,7 @@ class Topology(Closing):
         :raises RuntimeError: within a listener.
         """
         with MAP_LOCK:
-            self._check_quiet()
+            self.check_quiet()
             self._depth += 1
             try:
                 yield
@@ -88,14 +88,15 @@ class Topology(Closing):
     @contextmanager
     def telling(self) -> Iterator[None]:
         """Listeners are called, which must not change what they are told of."""
-        self._check_quiet()
+        self.check_quiet()
         self._telling = True
         try:
             yield
         finally:
             self._telling = False
 
-    def _check_quiet(self) -> None:
+    def check_quiet(self) -> None:
+        """Raise RuntimeError while listeners are called."""
         if self._telling:
             raise RuntimeError("a listener must not change the memory map that it listens to")
 
