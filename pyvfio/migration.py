@@ -71,13 +71,16 @@ class Migration:
         """
         return self._control.state
 
-    def set_state(self, state: DeviceState, recover: DeviceState | None = None) -> None:
+    def set_state(
+        self, state: DeviceState, recover: DeviceState | None = None, *, reset: bool = True
+    ) -> None:
         """Bring the device into another state, by whatever way; returns when it is there.
 
         Where that fails it is put back into ``recover``, and where that fails as well, or is
         ERROR, it is reset.  ERROR is left by a reset only.
 
         :param recover: by default the state that it comes from, or ERROR if data were transferred.
+        :param reset: False leaves it as it is instead, and what it has is not lost.
         :raises MigrationError: it cannot go there, or failed to; ``state`` is what it was left in.
         :raises UnsupportedError: the device cannot migrate, or has no such state.
         :raises ConnectionLost: the server is gone, and what it did is not known.
@@ -85,7 +88,7 @@ class Migration:
         :raises ValueError: ERROR was asked for, or it is no state.
         """
         recovering = None if recover is None else DeviceState(recover)
-        self._control.change(DeviceState(state), recovering)
+        self._control.change(DeviceState(state), recovering, reset=reset)
 
     def run(self) -> None:
         """Have the device run; raises as :meth:`set_state` does."""

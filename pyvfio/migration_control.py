@@ -76,7 +76,9 @@ class StateControl:
                 f"the device is in state {number}", op="migration", uri=self.uri
             ) from None
 
-    def change(self, state: DeviceState, recover: DeviceState | None = None) -> None:
+    def change(
+        self, state: DeviceState, recover: DeviceState | None = None, *, reset: bool = True
+    ) -> None:
         """Bring the device into another state; returns when it is there.
 
         Where that fails it is put back as QEMU's ``vfio_migration_set_state`` does: into
@@ -84,6 +86,7 @@ class StateControl:
 
         :param recover: where to go back; by default where it comes from, or ERROR if data were
             transferred there.
+        :param reset: whether it is reset; else it is left as it is, and what it has is not lost.
         :raises MigrationError: it cannot go there, or failed to; says what it was left in.
         :raises UnsupportedError: the device cannot migrate, or has no such state.
         :raises ConnectionLost: the server is gone, and what it did is not known.
@@ -104,13 +107,13 @@ class StateControl:
         except OSError as error:
             failure = operation_error(error, MigrationError, op=op, uri=self.uri)
             if isinstance(failure, MigrationError):
-                failure.state, what = self._recover(recover)
+                failure.state, what = self._recover(recover, reset)
                 failure.reason += f"; {what}"
             raise failure from error
         except VFIOError:
             raise
         except BaseException:  # a signal handler's: it may be there by now
-            self._recover(recover)
+            self._recover(recover, reset)
             raise
 
     def _check_way(self, before: DeviceState, state: DeviceState, op: str) -> None:
@@ -127,7 +130,7 @@ class StateControl:
             reason, state=before, op=op, uri=self.uri, errno=errno.EINVAL, hint=hint
         )
 
-    def _recover(self, wanted: DeviceState) -> tuple[DeviceState | None, str]:
+    def _recover(self, wanted: DeviceState, reset: bool) -> tuple[DeviceState | None, str]:
         """Put the device right after a failure; returns its state, and what was done."""
         try:
             if wanted is not DeviceState.ERROR:
@@ -136,8 +139,11 @@ class StateControl:
                 self._base.device_io.set_migration_state(wanted)
                 return wanted, f"the device was put back to {wanted.name}"
         except (VFIOError, OSError):
-            pass  # the reset says what becomes of it
-        return self.reset()
+            pass  # what follows says what becomes of it
+        if reset:
+            return self.reset()
+        state = self.known_state()
+        return state, f"the device is in {_name(state)}"
 
     def reset(self) -> tuple[DeviceState | None, str]:
         """Reset the device, which is what leaves ERROR; returns its state, and what was done."""
@@ -146,8 +152,7 @@ class StateControl:
         except VFIOError as error:
             return self.known_state(), f"the device could not be reset ({error.reason})"
         state = self.known_state()
-        name = "a state that is not known" if state is None else state.name
-        return state, f"the device was reset, and is in {name}"
+        return state, f"the device was reset, and is in {_name(state)}"
 
     def known_state(self) -> DeviceState | None:
         """The state; None where it cannot be asked."""
@@ -170,3 +175,7 @@ class StateControl:
             if isinstance(failure, MigrationError):
                 failure.state = self.known_state()
             raise failure from error
+
+
+def _name(state: DeviceState | None) -> str:
+    return "a state that is not known" if state is None else state.name

@@ -165,6 +165,25 @@ class SaveStream(MigrationStream):
                 raise
             self._precopy = False
 
+    def finish(self) -> None:
+        """Have the device stopped after the end of the stream, which is closed.
+
+        Unlike :meth:`close`, a device that fails at it is left as it is: it must not go on by
+        itself where another has been given its state.  An exception of a signal handler's leaves
+        the stream open, for :meth:`abort`.
+
+        :raises MigrationError: it failed, or the end was not read; says what it was left in.
+        """
+        self._checkClosed()
+        if not self._complete:
+            raise self._failed("the end was not read", None, "end of a save", errno.EINVAL)
+        try:
+            self._control.change(DeviceState.STOP, recover=DeviceState.ERROR, reset=False)
+        except VFIOError:
+            self._end()
+            raise
+        self._end()
+
     def abort(self) -> None:
         """Give up: the device goes on as before.  Nothing where the stream is closed.
 
@@ -207,6 +226,7 @@ class LoadStream(MigrationStream):
 
     def __init__(self, control: StateControl, device_io: DeviceIO) -> None:
         super().__init__(control, device_io)
+        self._finished = False
         control.change(DeviceState.RESUMING)
 
     def writable(self) -> bool:
@@ -242,11 +262,26 @@ class LoadStream(MigrationStream):
         if state is not DeviceState.RUNNING:
             raise self._failed(what, state, "abort of a load", errno.EIO)
 
+    def finish(self) -> None:
+        """Have the device check what it was given: it is in STOP then.
+
+        Unlike :meth:`close`, one that refuses is left as it is until :meth:`abort` resets it, for
+        who puts another device right first.  One that does not can be reset by it still, until the
+        stream is closed.
+
+        :raises MigrationError: the device refused what it was given.
+        """
+        self._checkClosed()
+        self._control.change(DeviceState.STOP, recover=DeviceState.ERROR, reset=False)
+        self._finished = True
+
     def close(self) -> None:
         """End the load: the device checks it, and is in STOP then.  May be repeated.
 
         :raises MigrationError: the device refused what it was given, and was reset.
         """
+        if self._finished:
+            self._end()
         if not self.closed:
             try:
                 self._control.change(DeviceState.STOP, recover=DeviceState.ERROR)

@@ -296,6 +296,11 @@ class DeviceIO(ABC):
 
     # Features and migration; optional, all of them
 
+    @property
+    def state_outlives_client(self) -> bool:
+        """Whether the device stays as it is when it is closed, for who opens it next."""
+        return False
+
     def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
         """``VFIO_DEVICE_FEATURE``.
 

@@ -746,3 +746,69 @@ def test_a_save_is_read_and_a_load_is_written(device: PCIDevice) -> None:
         saved.abort()
     with device.migration.load() as loaded:
         assert (loaded.readable(), loaded.writable(), loaded.seekable()) == (False, True, False)
+
+
+# Transfers that are finished for who has two devices to put right
+
+
+def test_a_load_that_was_finished_can_be_taken_back(
+    device: PCIDevice, model: MigratingDevice
+) -> None:
+    loading = device.migration.load()
+    loading.finish()
+    assert (model.state, model.resets) == (STOP, 0)
+    loading.abort()
+    assert (model.states, model.resets) == ([RESUMING, STOP], 1)
+
+
+def test_a_load_that_was_finished_is_closed_without_a_word(
+    device: PCIDevice, model: MigratingDevice
+) -> None:
+    with device.migration.load() as loading:
+        loading.finish()
+        device.migration.run()
+    assert (model.state, model.resets) == (RUNNING, 0)
+
+
+def test_a_load_whose_finish_is_refused_is_reset_when_it_is_given_up(
+    device: PCIDevice, model: MigratingDevice
+) -> None:
+    model.refusals[STOP] = errno.EINVAL, ERROR
+    loading = device.migration.load()
+    with pytest.raises(MigrationError, match="the device is in ERROR") as caught:
+        loading.finish()
+    assert (caught.value.state, model.resets) == (DeviceState.ERROR, 0)
+    loading.abort()
+    assert model.resets == 1
+
+
+def test_a_save_is_finished_behind_its_end(device: PCIDevice, model: MigratingDevice) -> None:
+    model.rest.append(b"all")
+    with device.migration.save() as saving:
+        with pytest.raises(MigrationError, match="end was not read"):
+            saving.finish()
+        saving.readall()
+        saving.finish()
+        assert saving.closed
+    assert model.states == [STOP_COPY, STOP]
+
+
+def test_a_save_whose_finish_is_refused_is_left_as_it_is(
+    device: PCIDevice, model: MigratingDevice
+) -> None:
+    model.refusals[STOP] = errno.EIO, None
+    with device.migration.save() as saving:
+        saving.readall()
+        with pytest.raises(MigrationError, match="the device is in STOP_COPY"):
+            saving.finish()
+    assert (model.states, model.resets) == ([STOP_COPY, STOP], 0)
+
+
+def test_a_device_that_must_not_be_reset_is_left_as_it_is(
+    device: PCIDevice, model: MigratingDevice
+) -> None:
+    model.refusals[STOP] = errno.EIO, ERROR
+    model.refusals[RUNNING] = errno.EINVAL, None
+    with pytest.raises(MigrationError, match="the device is in ERROR"):
+        device.migration.set_state(DeviceState.STOP, reset=False)
+    assert (model.states, model.resets) == ([STOP, RUNNING], 0)

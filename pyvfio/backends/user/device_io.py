@@ -237,6 +237,10 @@ class UserDeviceIO(DeviceIO):
         return len(chunk)
 
     @property
+    def state_outlives_client(self) -> bool:
+        return True  # it is the server's
+
+    @property
     def max_report(self) -> int:
         return min(super().max_report, self._limits.max_data_xfer_size & ~7)
 
