@@ -57,6 +57,8 @@ ROOMS = {
             "migration_control",
             "migration_stream",
             "migration",
+            "migration_file",
+            "migration_transfer",
             "base",
             "registry",
         ),
