@@ -50,6 +50,7 @@ from pyvfio.errors import (
 from pyvfio.irq import IRQ, IRQSet
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
 from pyvfio.pci.device import PCIDevice
+from pyvfio.pci.migrate import migrate, share_memory
 from pyvfio.reconnection import Reconnection
 from pyvfio.region import Region
 from pyvfio.registry import open_backend
@@ -103,8 +104,10 @@ __all__ = [
     "VFIOBase",
     "VFIOError",
     "VFIOTimeout",
+    "migrate",
     "open",
     "open_backend",
+    "share_memory",
 ]
 
 
