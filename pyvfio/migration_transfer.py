@@ -121,13 +121,20 @@ class Transfer:
         self.stopped = True
         self._stopped_at = time.monotonic() if runs else None
 
-    def copy(self, stream: SaveStream, put: Callable[[Buffer], object]) -> None:
+    def copy(
+        self,
+        stream: SaveStream,
+        put: Callable[[Buffer], object],
+        before_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         """Read all of a save, and give it away.
 
         :param put: takes all that it is given, or raises.
+        :param before_stop: called when pre-copy is through, if there is any.
         """
         if stream.in_precopy:
             self._copy_while_it_runs(stream, put)
+            before_stop()
             self._note_stop(True)
             stream.stop()
         while data := stream.read(self._piece):

@@ -58,7 +58,7 @@ from pyvfio.migration_states import RUNNING
 from pyvfio.migration_stream import READ_SIZE
 from pyvfio.migration_transfer import PRECOPY_SECONDS, Progress, Transfer
 from pyvfio.pci.device import PCIDevice
-from pyvfio.pci.saved_config import SavedConfig, ids_of
+from pyvfio.pci.saved_config import LatestConfig, SavedConfig, ids_of
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceState
 
@@ -77,7 +77,9 @@ def migrate(
 
     A driver that goes along maps its memory for the destination at the same addresses
     (:func:`share_memory`) and enables the same interrupts there before; what was signalled until
-    the source stopped is in its eventfds, the rest comes to those of the destination.
+    the source stopped is in its eventfds, the rest comes to those of the destination.  A stopped
+    device refuses accesses: who works with it meanwhile makes those again at the destination, and
+    posts no writes (``posted_writes=no``), whose refusal nobody would see.
 
     :param resume: have the destination run; else it is left stopped, for
         ``destination.migration.run()``.
@@ -151,14 +153,15 @@ def save_state(
     :raises MigrationError: it is in no state for it, or failed; says what it is in.
     """
     goes_on = keep_running and dev.migration.state in RUNNING
+    config = LatestConfig(dev.config)
     with transfer.begin() as saving:
-        transfer.copy(saving, put)
-        config = SavedConfig.of(dev.config)
+        transfer.copy(saving, put, config.look)
+        config.look()
         if goes_on:
             saving.finish()
             dev.migration.run()
             transfer.runs_again()
-        keep(config)
+        keep(config.saved)
         if not goes_on:
             saving.finish()
             transfer.ended()
@@ -233,11 +236,12 @@ def _refused(reason: str, dev: PCIDevice, state: DeviceState, hint: str) -> Migr
 
 def _copy(source: PCIDevice, destination: PCIDevice, transfer: Transfer) -> None:
     """Both are in STOP then, and alike; where it fails, the source goes on."""
+    config = LatestConfig(source.config)
     with destination.migration.load() as loading, transfer.begin() as saving:
-        transfer.copy(saving, loading.write)
-        config = SavedConfig.of(source.config)
+        transfer.copy(saving, loading.write, config.look)
+        config.look()
         loading.finish()
-        config.put(destination.config, destination.uri)
+        config.saved.put(destination.config, destination.uri)
         loading.close()  # from here on it is not reset, whatever becomes of the source
         try:
             saving.finish()

@@ -12,10 +12,11 @@ are left.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import dataclass
 from struct import Struct
 
-from pyvfio.errors import MigrationError, StateError
+from pyvfio.errors import MigrationError, RegionError, StateError
 from pyvfio.migration_file import DeviceIDs
 from pyvfio.pci.config import ConfigSpace
 from pyvfio.uapi import pci
@@ -105,3 +106,21 @@ class SavedConfig:
                 uri=uri,
                 errno=errno.EIO,
             )
+
+
+class LatestConfig:
+    """The registers of a source, as they were when they could be read last.
+
+    Some servers (libvfio-user's) refuse that in STOP_COPY, so it is tried at each step until then.
+
+    :param config: of the source, which can be read now.
+    """
+
+    def __init__(self, config: ConfigSpace) -> None:
+        self._config = config
+        self.saved = SavedConfig.of(config)
+
+    def look(self) -> None:
+        """Read them again, if the device lets itself be read."""
+        with suppress(RegionError):
+            self.saved = SavedConfig.of(self._config)

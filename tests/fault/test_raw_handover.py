@@ -16,16 +16,18 @@ import pytest
 import pyvfio
 from pyvfio.errors import (
     ConnectionLost,
+    DMAError,
     MigrationError,
     StateError,
     UnsupportedError,
     VFIOError,
     VFIOTimeout,
 )
+from pyvfio.memory import SharedMemory
 from pyvfio.migration_transfer import MAX_ROUNDS, SMALL, Transfer, worth_a_pass
 from pyvfio.pci.migrate import load_state, migrate, save_state
 from pyvfio.pci.saved_config import SavedConfig
-from pyvfio.uapi.vfio import DeviceState
+from pyvfio.uapi.vfio import DeviceState, DMAMapFlags
 from tests.fault import raw
 from tests.fault.raw import Message, RawServer
 from tests.fault.raw_migration import (
@@ -43,6 +45,7 @@ from tests.fault.raw_migration import (
 
 TIMEOUT = 0.3
 RESET = -1
+PAGE = 4096
 SOURCE, DESTINATION = "source", "destination"
 
 
@@ -182,6 +185,24 @@ def test_the_command_register_goes_along(pair: Pair) -> None:
     assert pair.destination.bus_master
 
 
+def test_a_source_that_cannot_be_read_when_it_is_stopped_has_been_read_before(pair: Pair) -> None:
+    """The command register as it was at the end of pre-copy, not at its begin."""
+
+    def set_master(transfer: Transfer) -> None:
+        if not transfer.stopped:
+            pair.source.bus_master = True
+
+    def refuse_when_stopped(message: Message) -> None:
+        if pair.here.state == STOP_COPY:
+            pair.here.server.peer.send(raw.refusal(message, errno.EINVAL))
+        else:
+            pair.here.server.serve(message)
+
+    pair.here.server.handlers[raw.REGION_READ] = refuse_when_stopped
+    migrate(pair.source, pair.destination, resume=True, progress=set_master)
+    assert pair.destination.bus_master
+
+
 def test_progress_is_told_as_it_goes(pair: Pair) -> None:
     seen = []
 
@@ -190,6 +211,32 @@ def test_progress_is_told_as_it_goes(pair: Pair) -> None:
 
     migrate(pair.source, pair.destination, progress=note)
     assert seen == [(10, False, None), (16, True, None), (24, True, None)]
+
+
+# Memory
+
+
+def test_memory_is_mapped_for_the_destination_at_the_same_addresses(pair: Pair) -> None:
+    with SharedMemory(2 * PAGE) as memory, pair.source.dma.alloc(PAGE) as buffer:
+        pair.source.dma.map(memory, iova=0x100000, offset=PAGE, flags=DMAMapFlags.READ)
+        pyvfio.share_memory(pair.source, pair.destination)
+        assert pair.destination.dma.mappings == pair.source.dma.mappings
+        assert buffer.iova in {entry.iova for entry in pair.destination.dma.mappings}
+        pyvfio.share_memory(pair.source, pair.destination)
+        assert len(pair.destination.dma.mappings) == 2
+        pair.destination.dma.unmap_all()
+        pair.source.dma.unmap(0x100000, PAGE)
+
+
+def test_memory_of_the_destination_in_the_way_is_told(pair: Pair) -> None:
+    with SharedMemory(PAGE) as memory, SharedMemory(PAGE) as other:
+        pair.source.dma.map(memory, iova=0x100000)
+        pair.destination.dma.map(other, iova=0x100000)
+        with pytest.raises(DMAError, match="overlaps"):
+            pyvfio.share_memory(pair.source, pair.destination)
+        assert [entry.memory for entry in pair.destination.dma.mappings] == [other]
+        for dev in (pair.source, pair.destination):
+            dev.dma.unmap_all()
 
 
 # Before anything is touched

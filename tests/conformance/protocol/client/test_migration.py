@@ -148,6 +148,24 @@ def test_what_a_device_has_saved_another_of_its_kind_loads(
     assert kind.look(destination) == before
 
 
+@spec(
+    "VFIO_USER_MIG_DATA_READ",
+    "VFIO_USER_MIG_DATA_WRITE",
+    "VFIO_USER_DEVICE_FEATURE / Direct State Transitions",
+)
+@needs("migration")
+def test_a_device_is_handed_over_to_another_of_its_kind(
+    peer: Host, source: PCIDevice, destination: PCIDevice
+) -> None:
+    kind = KINDS[peer.peer.name]
+    before = kind.look(source)
+    done = pyvfio.migrate(source, destination, resume=True, precopy=False, piece=kind.piece)
+    assert done.source_failure is None
+    states = (source.migration.state, destination.migration.state)
+    assert states == (DeviceState.STOP, DeviceState.RUNNING)
+    assert kind.look(destination) == before
+
+
 @spec("VFIO_USER_DEVICE_FEATURE / Direct State Transitions", "VFIO_USER_MIG_DATA_READ / Reply")
 @needs("migration")
 def test_what_is_read_in_precopy_goes_before_the_rest(
