@@ -5,7 +5,7 @@ SECONDS ?= 60
 TREE   := setup.py pyproject.toml pyvfio/native/build.py $(wildcard pyvfio/native/[!_]*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-emulator test check lint bench fuzz soak clean
+.PHONY: help demo demo-emulator test check lint bench bench-compare bench-docs fuzz soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,8 +33,14 @@ lint: $(VENV)/dev.stamp ## format, lint and types
 soak: $(VENV)/dev.stamp ## traffic both ways for SECONDS (60), then ends that die at 200 random moments
 	PYVFIO_SOAK=$(SECONDS) $(PYTHON) -m pytest tests/soak
 
-bench: $(VENV)/dev.stamp ## measure, each figure beside its baseline
+bench: $(VENV)/dev.stamp ## measure, each figure beside its baseline, in under 5 minutes
 	$(PYTHON) -m bench
+
+bench-compare: $(VENV)/bench.stamp ## measure this tree and BASE=COMMIT in turns
+	$(PYTHON) -m bench.compare $(BASE)
+
+bench-docs: $(VENV)/bench.stamp ## put the last run of bench into docs/performance.md
+	$(PYTHON) -m bench.docs
 
 fuzz: $(VENV)/dev.stamp ## random peers and inputs for SECONDS (60); what fails goes to fuzz-found/
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[fuzz]' \
@@ -43,6 +49,7 @@ fuzz: $(VENV)/dev.stamp ## random peers and inputs for SECONDS (60); what fails 
 
 clean: ## remove everything that was built or downloaded
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf bench/built bench/results
 	rm -f pyvfio/native/_native.c pyvfio/native/*.so pyvfio/native/*.o
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -57,4 +64,9 @@ $(VENV)/run.stamp: $(VENV)/bin/python $(TREE)
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@echo "Installing pytest, hypothesis, ruff and mypy in $(VENV) ..."
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	@echo "Installing matplotlib in $(VENV) ..."
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[bench]'
 	@touch $@

@@ -40,6 +40,7 @@ setup(
             "ruff>=0.6",
             UNICORN,
         ],
+        "bench": ["matplotlib>=3.7", "setuptools>=65"],  # the latter builds another commit
         "fuzz": ["atheris>=2.3"],
         "unicorn": [UNICORN],
     },

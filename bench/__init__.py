@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Benchmarks: every figure stands beside a baseline that is run in turns with it."""
+"""What pyvfio costs, each figure beside its baseline; see docs/performance.md."""

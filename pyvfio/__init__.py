@@ -14,6 +14,8 @@ from typing import Any
 
 from pyvfio.base import VFIOBase
 from pyvfio.container import Container
+from pyvfio.dirty import DirtyKind
+from pyvfio.dirty_bitmap import DirtyBitmap
 from pyvfio.errors import (
     AccessDenied,
     BackendError,
@@ -30,6 +32,7 @@ from pyvfio.errors import (
     GroupNotViable,
     IRQError,
     LocalProtocolError,
+    MigrationError,
     NegotiationError,
     NotBoundError,
     OpenError,
@@ -47,9 +50,11 @@ from pyvfio.errors import (
 from pyvfio.irq import IRQ, IRQSet
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
 from pyvfio.pci.device import PCIDevice
+from pyvfio.pci.migrate import migrate, share_memory
 from pyvfio.reconnection import Reconnection
 from pyvfio.region import Region
 from pyvfio.registry import open_backend
+from pyvfio.uapi.vfio import DeviceState
 from pyvfio.vectors import ContainerIO, DeviceIO
 
 __version__ = "0.1.0"
@@ -72,11 +77,15 @@ __all__ = [
     "DeviceClosed",
     "DeviceIO",
     "DeviceNotFound",
+    "DeviceState",
+    "DirtyBitmap",
+    "DirtyKind",
     "GroupNotViable",
     "IRQError",
     "IRQSet",
     "LocalProtocolError",
     "MemoryKind",
+    "MigrationError",
     "NegotiationError",
     "NotBoundError",
     "OpenError",
@@ -95,8 +104,10 @@ __all__ = [
     "VFIOBase",
     "VFIOError",
     "VFIOTimeout",
+    "migrate",
     "open",
     "open_backend",
+    "share_memory",
 ]
 
 

@@ -30,6 +30,7 @@ from pyvfio.errors import (
     VFIOError,
     operation_error,
 )
+from pyvfio.features import Features
 from pyvfio.irq import IRQSet
 from pyvfio.posting import Posting
 from pyvfio.reconnection import Reconnection, check_same_device
@@ -97,6 +98,8 @@ class VFIOBase(Closing, ABC):
                 uri=self.uri,
             )
         self._undo.callback(self._close_children)
+        container.dirty.join(self)
+        self._undo.callback(container.dirty.leave, self)
 
     # What the device is
 
@@ -143,6 +146,11 @@ class VFIOBase(Closing, ABC):
         if found.count > MAX_VECTORS:
             raise RemoteProtocolError(f"{found.count} vectors", op=op, uri=self.uri)
         return found
+
+    @property
+    def features(self) -> Features:
+        """What the device can do besides what every device can (``VFIO_DEVICE_FEATURE``)."""
+        return Features(lambda: self.device_io, self.check_open, self.uri)
 
     @property
     def dma(self) -> Container:
@@ -301,7 +309,7 @@ class VFIOBase(Closing, ABC):
             raise ValueError(f"reconnect {self.uri}: a timeout of {timeout} s")
         if os.getpid() != self._pid:
             raise DeviceClosed("the device is the parent's", op="reconnect", uri=self.uri)
-        self._dma.check_no_batch("reconnect")
+        self._dma.check_no_batch("reconnect()")
 
     def _move_to(self, vectors: Vectors, infos: Mapping[int, RegionInfo]) -> Reconnection:
         unflushed = self.device_io.unflushed

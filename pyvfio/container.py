@@ -8,11 +8,13 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Literal, cast, overload
 
 from pyvfio.device_access import DeviceAccess
+from pyvfio.dirty import DirtyTracker
+from pyvfio.dirty_bitmap import DirtyBitmap
 from pyvfio.dma_batch import Batch, Operation
 from pyvfio.errors import (
     ConnectionLost,
@@ -39,6 +41,7 @@ class Container:
 
     :param io: the vector that maps and unmaps.
     :param uri: the device, for errors.
+    :ivar dirty: tells what devices have written.
 
     Two locks: one makes changes happen one after the other and is held while the backend works;
     the table's is held for moments, or for the copying of a server's DMA.  So DMA is never kept
@@ -51,10 +54,28 @@ class Container:
         self._change = threading.RLock()
         self._maps = MapTable(io.iova_ranges)
         self._access = DeviceAccess(self._maps, uri)
+        self.dirty = DirtyTracker(self, self._maps, self._access, lambda: self._io)
         self._batch: Batch | None = None
         self._buffers: set[DMABuffer] = set()
         self._unanswered: set[int] = set()
         self._closed = False
+
+    @property
+    def uri(self) -> str:
+        """The device, for errors."""
+        return self._uri
+
+    @contextmanager
+    def changing(self, what: str) -> Iterator[None]:
+        """Nobody maps or unmaps meanwhile.
+
+        :raises DeviceClosed: it is closed.
+        :raises ValueError: within a batch.
+        """
+        with self._change:
+            self._check_open(None, 0)
+            self.check_no_batch(what)
+            yield
 
     @property
     def page_size(self) -> int:
@@ -149,23 +170,39 @@ class Container:
                 self._accepted(operation)
             return iova
 
-    def unmap(self, iova: int, size: int) -> None:
+    @overload
+    def unmap(self, iova: int, size: int, *, dirty: Literal[False] = ...) -> None: ...
+
+    @overload
+    def unmap(self, iova: int, size: int, *, dirty: Literal[True]) -> DirtyBitmap: ...
+
+    def unmap(self, iova: int, size: int, *, dirty: bool = False) -> DirtyBitmap | None:
         """Take back exactly what one :meth:`map` gave; quietly, where the device is gone.
 
+        :param dirty: return what was written since the last report, until it was unmapped; see
+            :meth:`~pyvfio.dirty.DirtyTracker.unmap`.
         :raises DMAError: no such map, or the backend refused; it stays mapped.
+        :raises ValueError: ``dirty`` within a batch.
         """
         with self._change:
             self._check_open(iova, size)
             mapping = self._exact(iova, size)
-            operation = Operation(mapping, is_map=False)
-            if self._batch is not None:
-                self._maps.remove(mapping)  # what follows in the batch may map the addresses
-            try:
-                self._io.dma_unmap(iova, size)
-            except BaseException as error:
-                self._refused(operation, error)
-            else:
-                self._accepted(operation)
+            if dirty:
+                self.check_no_batch("unmap(dirty=True)")
+                return self.dirty.unmap(mapping, self._unmap)
+            self._unmap(mapping, self._io.dma_unmap)
+            return None
+
+    def _unmap(self, mapping: MapEntry, unmap: Callable[[int, int], None]) -> None:
+        operation = Operation(mapping, is_map=False)
+        if self._batch is not None:
+            self._maps.remove(mapping)  # what follows in the batch may map the addresses
+        try:
+            unmap(mapping.iova, mapping.size)
+        except BaseException as error:
+            self._refused(operation, error)
+        else:
+            self._accepted(operation)
 
     def unmap_all(self) -> None:
         """Take back every map at once; buffers of :meth:`alloc` are released.
@@ -177,7 +214,7 @@ class Container:
         """
         with self._change:
             self._check_open(None, 0)
-            self.check_no_batch("unmap_all")
+            self.check_no_batch("unmap_all()")
             for buffer in self._buffers:
                 buffer.check_unused()
             try:
@@ -211,7 +248,7 @@ class Container:
     def check_no_batch(self, what: str) -> None:
         """Raise ValueError within a batch, where ``what`` cannot be done."""
         if self._batch is not None:
-            raise ValueError(f"{what}() within a batch")
+            raise ValueError(f"{what} within a batch")
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -322,6 +359,7 @@ class Container:
                 if isinstance(found, ConnectionLost):
                     raise found
             self._keep_what_is_mapped(batch, failed)
+            self.dirty.renew()
             return errors
 
     def _map_all(self, batch: Batch) -> None:
@@ -475,6 +513,7 @@ class Container:
         """Release all buffers; called when the device has lost its maps.  May be repeated."""
         with self._change:
             self._closed = True
+            self.dirty.forget()
             self._maps.clear()
             in_use = [f"{buffer.iova:#x}" for buffer in self._buffers if buffer.in_use]
             for buffer in list(self._buffers):

@@ -18,6 +18,7 @@
     |  +- IRQError                         available: vectors that there are instead
     |  +- DMAError                         iova, size
     |  |  +- DMABatchError                 failures: each map or unmap that was refused
+    |  +- MigrationError                   state: what the device is left in
     |  +- BindError                        a device of the host did not change its driver
     |  +- RemoteError                      the server replied with an error number
     +- ProtocolError
@@ -40,6 +41,7 @@ from __future__ import annotations
 import errno as errnos
 import os
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, TypeVar
 
 
@@ -222,6 +224,27 @@ class DMABatchError(DMAError):
     ) -> None:
         super().__init__(reason, iova=iova, size=size, op=op, uri=uri, errno=errno, hint=hint)
         self.failures = tuple(failures)
+
+
+class MigrationError(OperationError):
+    """A device could not be brought into another state of migration, saved or loaded.
+
+    :param state: the state that it was left in (:class:`~pyvfio.uapi.vfio.DeviceState`); None where
+        it could not be asked.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        state: IntEnum | None = None,
+        op: str = "",
+        uri: str = "",
+        errno: int | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(reason, op=op, uri=uri, errno=errno, hint=hint)
+        self.state = state
 
 
 class BindError(OperationError):

@@ -28,6 +28,11 @@ class MapEntry:
         """The last address that is mapped."""
         return self.iova + self.size - 1
 
+    @property
+    def writable(self) -> bool:
+        """Whether a device may write to it."""
+        return bool(self.flags & DMAMapFlags.WRITE)
+
 
 class SortedMaps:
     """Maps of which none overlap, by ascending address."""

@@ -22,6 +22,7 @@ from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import (
     DeviceFlags,
+    DeviceState,
     DMAMapFlags,
     IRQFlags,
     IRQSetFlags,
@@ -176,6 +177,18 @@ class IOEventFDInfo:
     fd: int
 
 
+@dataclass(frozen=True, slots=True)
+class PrecopyInfo:
+    """``VFIO_MIG_GET_PRECOPY_INFO``: estimates of what is to be read before the device is stopped.
+
+    :ivar initial_bytes: left of what should be transferred at least before it is stopped.
+    :ivar dirty_bytes: more that has changed since.
+    """
+
+    initial_bytes: int
+    dirty_bytes: int
+
+
 class Vectors(Protocol):
     """Both vectors of a device that is reached, and an end to it."""
 
@@ -281,9 +294,79 @@ class DeviceIO(ABC):
         """``VFIO_DEVICE_GET_PCI_HOT_RESET_INFO``: the addresses of what it resets; optional."""
         raise UnsupportedError("there is no bus to reset", op="hot reset")
 
+    # Features and migration; optional, all of them
+
+    @property
+    def state_outlives_client(self) -> bool:
+        """Whether the device stays as it is when it is closed, for who opens it next."""
+        return False
+
+    def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
+        """``VFIO_DEVICE_FEATURE``.
+
+        :param flags: the feature's number, with what to do: GET, SET or PROBE.
+        :param data: the feature's data, for SET, and for GET where it says what to get.
+        :param size: most bytes of data that may come back.
+        :returns: the data that was got, or what has become of that which was set.
+        """
+        raise _unsupported("device feature")
+
+    def set_migration_state(self, state: DeviceState) -> None:
+        """``VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE``: bring the device there, by whatever way."""
+        raise _unsupported("migration")
+
+    def migration_read(self, buffer: memoryview) -> int | None:
+        """The next migration data of the device; returns the bytes read, None or 0 for none now."""
+        raise _unsupported("migration")
+
+    def migration_write(self, data: memoryview) -> int:
+        """The next migration data for the device; returns the bytes taken."""
+        raise _unsupported("migration")
+
+    def precopy_info(self) -> PrecopyInfo:
+        """``VFIO_MIG_GET_PRECOPY_INFO``, of the save that is under way."""
+        raise _unsupported("pre-copy info")
+
+    # A log of what the device writes; optional, all of it
+
+    @property
+    def max_report(self) -> int:
+        """Bytes of a bitmap in one :meth:`logging_report`, a multiple of 8."""
+        return 1 << 20
+
+    @property
+    def logs_everything(self) -> bool:
+        """Whether a log without ranges is one of everything; else it needs some."""
+        return False
+
+    @property
+    def log_outlives_maps(self) -> bool:
+        """Whether what was written can be asked for after the memory was unmapped."""
+        return True
+
+    def logging_start(self, page_size: int, ranges: Sequence[tuple[int, int]]) -> int:
+        """``VFIO_DEVICE_FEATURE_DMA_LOGGING_START``; returns the page size that was chosen.
+
+        :param page_size: bytes; a hint.
+        :param ranges: (address, bytes) of what is logged.
+        """
+        raise _unsupported("dma logging")
+
+    def logging_stop(self) -> None:
+        """``VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP``."""
+        raise _unsupported("dma logging")
+
+    def logging_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        """``VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT``: the bitmap of a range, which is cleared."""
+        raise _unsupported("dma logging")
+
     @abstractmethod
     def close(self) -> None:
         """Close every descriptor that this vector owns.  May be repeated."""
+
+
+def _unsupported(what: str) -> UnsupportedError:
+    return UnsupportedError("the backend has none", op=what)
 
 
 class BatchFailure(NamedTuple):
@@ -328,6 +411,34 @@ class ContainerIO(ABC):
     @abstractmethod
     def dma_unmap_all(self) -> None:
         """Take away every map."""
+
+    # Dirty pages; optional, all of it
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether a device reaches memory otherwise than by :class:`DeviceAccess`."""
+        return True
+
+    @property
+    def dirty_page_sizes(self) -> int:
+        """Page sizes in which it tells what devices may have written, each a bit; 0: it cannot."""
+        return 0
+
+    def dirty_start(self) -> None:
+        """Begin to track."""
+        raise _unsupported("dirty pages")
+
+    def dirty_stop(self) -> None:
+        """Track no more."""
+        raise _unsupported("dirty pages")
+
+    def dirty_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        """The bitmap of exactly one map, which is cleared."""
+        raise _unsupported("dirty pages")
+
+    def dma_unmap_dirty(self, iova: int, size: int, page_size: int) -> Buffer:
+        """As :meth:`dma_unmap`, with the bitmap of what may have been written until then."""
+        raise _unsupported("dirty pages")
 
     @abstractmethod
     def begin(self) -> None:

@@ -19,6 +19,7 @@ from pyvfio.cli import (
     info,
     irq,
     list_devices,
+    migrate,
     peek,
     reset,
     serve,
@@ -30,7 +31,20 @@ from pyvfio.transport.trace import VARIABLE, start
 DONE, FAILED, USAGE, UNAVAILABLE, TIMEOUT = range(5)
 INTERRUPTED = 130
 
-_VERBS = (demo, list_devices, bind, doctor, info, config, peek, irq, reset, serve, trace)
+_VERBS = (
+    demo,
+    list_devices,
+    bind,
+    doctor,
+    info,
+    config,
+    peek,
+    irq,
+    reset,
+    migrate,
+    serve,
+    trace,
+)
 
 _EPILOG = """exit status: 0 done, 1 failed, 2 usage, 3 device or backend unavailable, 4 time-out"""
 
@@ -91,6 +105,8 @@ def _tell(error: VFIOError) -> None:
     where = " on ".join(part for part in (error.op, error.uri) if part)
     number = "" if error.errno is None else f" [{errno.errorcode.get(error.errno, error.errno)}]"
     print(f"pyvfio: {where}{': ' if where else ''}{error.reason}{number}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"note: {note}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
 

@@ -32,6 +32,7 @@ _QUOTAS = {
     "max_descriptors": "eventfds kept for it",
     "max_data": "bytes of data in one message",
     "max_queued": "bytes of requests queued while the model waits for its memory",
+    "max_state": "bytes of a model's own state loaded at a migration",
 }
 """Quotas -> what their options say; the options are named like them."""
 

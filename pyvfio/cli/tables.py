@@ -28,3 +28,12 @@ def size(count: int) -> str:
         count //= 1024
         unit += 1
     return f"{count} {_UNITS[unit]}"
+
+
+def rounded(count: int) -> str:
+    """Bytes in the largest unit of which there is one, with a digit behind the point."""
+    unit, value = 0, float(count)
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value /= 1024
+        unit += 1
+    return f"{count} bytes" if not unit else f"{value:.1f} {_UNITS[unit]}"

@@ -9,10 +9,10 @@ from enum import Enum
 from typing import Protocol
 
 from pyvfio.container import Container
+from pyvfio.emulator.bus_reset import ResettableFunction, reset_all
 from pyvfio.emulator.dma_listener import DMAListener
 from pyvfio.emulator.host import Host
 from pyvfio.emulator.memory import AddressSpace, MemoryRegion, Topology
-from pyvfio.errors import VFIOError
 from pyvfio.uapi import pci
 
 SLOTS, FUNCTIONS = 32, 8
@@ -37,12 +37,8 @@ class BusKind(Enum):
         return self in (BusKind.ROOT_COMPLEX, BusKind.PORT)
 
 
-class BusFunction(Protocol):
+class BusFunction(ResettableFunction, Protocol):
     """What the bus needs of a function on it."""
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
 
     @property
     def multifunction(self) -> bool:
@@ -53,17 +49,6 @@ class BusFunction(Protocol):
 
     def config_write(self, offset: int, width: int, value: int) -> None:
         """A write of the guest to configuration space."""
-
-    def reset(self) -> None:
-        """Back to the state after power-on."""
-
-
-class _Follower:
-    """What maps the guest's memory for all functions that share a container."""
-
-    def __init__(self, container: Container, uri: str) -> None:
-        self.listener = DMAListener(container, uri)
-        self.users = 0
 
 
 class Bus:
@@ -93,7 +78,6 @@ class Bus:
         self.host = host
         self.kind = kind
         self._functions: dict[tuple[int, int], BusFunction] = {}
-        self._followers: dict[Container, _Follower] = {}
 
     def __iter__(self) -> Iterator[BusFunction]:
         return iter(list(self._functions.values()))
@@ -131,37 +115,36 @@ class Bus:
     def attach(self, container: Container, uri: str) -> DMAListener:
         """Have a device reach by DMA what :attr:`dma` shows; called by its function.
 
-        Devices that share a container (of one IOMMU group) share the maps as well.
+        Devices that share a container (of one IOMMU group) share the listener as well, on whatever
+        bus of the machine they are.
 
         :param uri: the device, for what is logged.
         :raises VFIOError: the first map that was refused; nothing is mapped.
         """
-        follower = self._followers.get(container)
-        if follower is None:
-            follower = _Follower(container, uri)
-            follower.listener.attach(self.dma)
-            self._followers[container] = follower
-        follower.users += 1
-        return follower.listener
+        for listener in self.dma.listeners:
+            if isinstance(listener, DMAListener) and listener.container is container:
+                listener.users += 1
+                return listener
+        new = DMAListener(container, uri)
+        new.attach(self.dma)
+        new.users = 1
+        return new
 
-    def detach(self, container: Container) -> None:
+    def detach(self, listener: DMAListener) -> None:
         """The counterpart of :meth:`attach`: the last one takes the maps away.
 
         :raises VFIOError: the device refused.
         """
-        follower = self._followers[container]
-        follower.users -= 1
-        if not follower.users:
-            del self._followers[container]
-            follower.listener.detach()
+        listener.users -= 1
+        if not listener.users:
+            listener.detach()
 
     @contextmanager
-    def detached(self, container: Container) -> Iterator[None]:
+    def detached(self, listener: DMAListener) -> Iterator[None]:
         """Reach a lost device again in a ``with`` block: its maps are made anew behind it.
 
         :raises VFIOError: the first map that was refused; nothing is mapped.
         """
-        listener = self._followers[container].listener
         listener.detach()
         yield
         listener.attach(self.dma)
@@ -186,17 +169,8 @@ class Bus:
         return pci.EXTENDED_CONFIG_SIZE if self.kind.express else pci.CONFIG_SIZE
 
     def reset(self) -> None:
-        """Reset every function.
+        """Reset every function; those that only a hot reset really resets by one, together.
 
         :raises VFIOError: what the first refused; the others are reset all the same.
         """
-        errors: list[VFIOError] = []
-        for function in self:
-            try:
-                function.reset()
-            except VFIOError as error:
-                errors.append(error)
-        if errors:
-            for other in errors[1:]:
-                errors[0].add_note(str(other))
-            raise errors[0]
+        reset_all(list(self))

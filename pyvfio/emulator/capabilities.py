@@ -119,12 +119,13 @@ class _ConventionalList:
             log.warning("%s: a second capability %#x is hidden", self._config.name, entry.id)
             return False
         self._seen.add(entry.id)
+        same = _VENDOR_HEADER if entry.id == CapabilityID.VNDR else entry.size
+        self._config.compared[start : start + same] = b"\xff" * same
         maker = self._makers.get(entry.id)
         if maker is not None and not maker(start, entry.size):
             log.debug("%s: capability %#x is hidden", self._config.name, entry.id)
+            self._config.compared[start:end] = bytes(entry.size)
             return False
-        same = _VENDOR_HEADER if entry.id == CapabilityID.VNDR else entry.size
-        self._config.compared[start : start + same] = b"\xff" * same
         self.found.offsets.setdefault(entry.id, entry.offset)
         return True
 

@@ -65,6 +65,7 @@ class EmulatedConfig:
     :ivar writable: bits of the local copy that a guest's write changes.
     :ivar write_1_clear: bits of the local copy that writing a one clears.
     :ivar compared: bits that must be those of the device that a saved state came from.
+    :ivar changing: bits that the emulator changes by itself, pending bits for example.
     :ivar power: the function's power state.
     :raises RegionError: the device's cannot be read, or has no complete header.
     """
@@ -86,6 +87,7 @@ class EmulatedConfig:
         self.writable = bytearray(self.size)
         self.write_1_clear = bytearray(self.size)
         self.compared = bytearray(self.size)
+        self.changing = bytearray(self.size)
         self._watches: list[_Watch] = []
         self._told: set[tuple[str, type[VFIOError], int | None]] = set()
         self._default_masks()
@@ -147,6 +149,14 @@ class EmulatedConfig:
         """
         self._check(base + register.offset, register.width)
         _store(self.writable, register, _load(self.writable, register, base) | mask, base)
+
+    def mark_changing(self, register: Register, base: int = 0) -> None:
+        """The emulator changes this register by itself, so that it is part of a saved state.
+
+        :raises ValueError: there is no such register.
+        """
+        self._check(base + register.offset, register.width)
+        _store(self.changing, register, (1 << 8 * register.width) - 1, base)
 
     def get(self, register: Register, base: int = 0) -> int:
         """A register of the local copy.

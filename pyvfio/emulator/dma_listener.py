@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pyvfio.container import Container
+from pyvfio.emulator.dirty_ram import DirtyRAM
 from pyvfio.emulator.mapped_pages import MappedPages, Obstacle
 from pyvfio.emulator.memory.address_space import AddressSpace
 from pyvfio.emulator.memory.calls import Calls, with_notes
@@ -39,18 +40,26 @@ class DMAListener(MemoryListener):
 
     :param container: the device's.
     :param uri: the device, for what is logged.
+    :ivar users: functions that it is attached for; kept by their bus.
     """
 
     def __init__(self, container: Container, uri: str) -> None:
         self._container = container
+        self.users = 0
         self._uri = uri
         self._space: AddressSpace | None = None
         self.pages = MappedPages(container)
-        self._maps = OwnedMaps(container, uri)
+        self._dirty = DirtyRAM(container, uri)
+        self._maps = OwnedMaps(container, uri, self._dirty.fetch_last)
         self._plan: _Plan | None = None
         self._notifiers: dict[Section, IOMMUNotifier] = {}
         self._parts: dict[Section, _Parts] = {}
         self._skipped: dict[Section, str] = {}
+
+    @property
+    def container(self) -> Container:
+        """The container of the device."""
+        return self._container
 
     @property
     def space(self) -> AddressSpace | None:
@@ -110,6 +119,7 @@ class DMAListener(MemoryListener):
         region = section.region
         if not isinstance(region, MemoryBackedRegion | IOMMURegion):
             return
+        self._dirty.learn(region)
         obstacle = self.pages.obstacle(section)
         if obstacle is not None:
             self._skip(section, obstacle)
@@ -131,6 +141,23 @@ class DMAListener(MemoryListener):
         if parts is not None:
             parts.manager.remove_listener(parts)
         self.unmap(section)
+
+    def log_start(self) -> None:
+        """Have what the device writes noted; :raises VFIOError: it refused."""
+        self._dirty.start()
+
+    def log_stop(self) -> None:
+        """Have it noted no more; :raises VFIOError: the device refused."""
+        self._dirty.stop()
+
+    def log_sync(self, section: Section) -> None:
+        """Mark what the device has written of a section, see :meth:`RAMRegion.take_dirty`.
+
+        :raises VFIOError: it does not tell; what it may have written is marked.
+        """
+        first, end = self.pages.of(section)
+        for entry in list(self._maps.within(first, end - 1)):
+            self._dirty.fetch(entry)
 
     def change(self, gone: Collection[MapEntry], new: Collection[MapEntry]) -> None:
         """Unmap, then map: now, or with what else a transaction changes."""
@@ -190,6 +217,7 @@ class DMAListener(MemoryListener):
             offset = at - found.start + found.offset_in_region
             piece = Section(seen.space, found.region, offset, address, size, found.readonly)
             obstacle = self.pages.obstacle(piece)
+            self._dirty.learn(found.region)
             if obstacle is not None or not _is_populated(piece):
                 reason = "discarded memory" if obstacle is None else obstacle.reason
                 self._refuse_translation(address, size, reason)

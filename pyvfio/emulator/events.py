@@ -121,13 +121,13 @@ class Events(Closing):
     def dispatch(self, timeout: float | None = 0.0) -> int:
         """Hand over what was signalled, and call the timers that are due.
 
-        :param timeout: seconds to wait for the first of them; None waits for ever.
+        :param timeout: seconds to wait for the first of them, none below 0; None waits for ever.
         :returns: how many handlers were called.
         """
         left = self.timeout
         if left is not None and (timeout is None or left < timeout):
             timeout = left
-        ready = self._epoll.poll(None if timeout is None else min(timeout, _LONGEST))
+        ready = self._epoll.poll(None if timeout is None else min(max(timeout, 0.0), _LONGEST))
         called = 0
         for fd, _ in ready:
             event = self._watched.get(fd)  # a handler before may have closed it

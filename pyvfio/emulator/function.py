@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pyvfio.closing import Closing
 from pyvfio.emulator.bus import Bus
 from pyvfio.emulator.config_dump import describe as describe_config
@@ -12,6 +14,7 @@ from pyvfio.emulator.realized import RealizedFunction
 from pyvfio.emulator.state import FunctionState, check_same_function, load_config
 from pyvfio.pci.device import PCIDevice
 from pyvfio.reconnection import Reconnection
+from pyvfio.uapi import pci
 from pyvfio.uapi.layout import Buffer
 
 
@@ -60,10 +63,12 @@ class GuestFunction(Closing):
     def realize(self, bus: Bus, slot: int, number: int = 0) -> None:
         """Put the function on a bus, at slot 0 to 31 as number 0 to 7.
 
-        Guest memory is mapped for the device from now on, and the device stops whatever it did
-        for the program.
+        Guest memory is mapped for the device from now on.  The device is reset, if it can be, and
+        leaves whatever it did for the program.
 
-        :raises ValueError: it is realized already, or the place is taken.
+        :raises ValueError: it is realized already, or the device is as another function, or the
+            place is taken, or ``rom_file`` holds no ROM.
+        :raises OSError: ``rom_file`` cannot be read, or no descriptor is left.
         :raises UnsupportedError: the device cannot be shown as the options ask for.
         :raises VFIOError: the device or the container refused a step.  Nothing is left of it, and
             it may be tried again.
@@ -76,7 +81,8 @@ class GuestFunction(Closing):
     def unrealize(self) -> None:
         """Take the function off its bus, and its memory away from the device.  May be repeated.
 
-        The device is as it was before, and may be realized again.
+        The command register of the device is as it was before; what else the guest has set is there
+        until a reset.  The function may be realized again.
 
         :raises VFIOError: the device refused something; the function is gone all the same.
         """
@@ -125,11 +131,39 @@ class GuestFunction(Closing):
     def reset(self) -> None:
         """As after power-on, device and all that the guest has set.
 
-        :raises ResetError: the device refused.
-        :raises ConnectionLost: it is gone.
+        :raises VFIOError: the device refused, or is gone; for the guest it is as after power-on.
         :raises ValueError: it is on no bus.
         """
         self.realized.resetting.reset()
+
+    def resets_with(self) -> Collection[str]:
+        """The PCI addresses of what is reset with it where only a hot reset really resets it."""
+        return self.realized.resetting.resets_with()
+
+    def before_reset(self) -> None:
+        """An emulator is about to reset the bus of the device, by :meth:`hot_reset` of one there.
+
+        :raises VFIOError: the device does not answer.
+        """
+        self.realized.resetting.before()
+
+    def hot_reset(self) -> None:
+        """Reset the bus of the device, with all that is there; raises as the device's does."""
+        self.dev.hot_reset()
+
+    def after_reset(self) -> None:
+        """The bus of the device was reset: the guest finds the function as after power-on.
+
+        :raises VFIOError: the device does not answer.
+        """
+        self.realized.resetting.after()
+
+    def pin_rerouted(self) -> None:
+        """The interrupt pin leads elsewhere in the machine now: the host is asked for it again.
+
+        :raises ValueError: it is on no bus.
+        """
+        self.realized.interrupts.reroute_pin()
 
     # State
 
@@ -159,8 +193,11 @@ class GuestFunction(Closing):
         parts.interrupts.check(found.interrupts)
         parts.interrupts.disable_all()
         load_config(parts.config, found.config)
-        parts.registers.update()
-        parts.interrupts.load(found.interrupts)
+        try:
+            parts.config.device_set(pci.COMMAND, parts.config.get(pci.COMMAND))
+        finally:  # the guest sees what it was told to see, whatever the device does
+            parts.update_map()
+            parts.interrupts.load(found.interrupts)
 
     def reconnect(self, timeout: float = 0.0) -> Reconnection:
         """Reach the device again whose server was started again, as :meth:`PCIDevice.reconnect`.
@@ -172,8 +209,10 @@ class GuestFunction(Closing):
         :raises VFIOError: as :meth:`PCIDevice.reconnect`.
         """
         parts = self.realized
-        with parts.bus.detached(self.dev.dma):
+        parts.events.dispatch()
+        with parts.bus.detached(parts.dma_listener):
             done = self.dev.reconnect(timeout)
+        parts.rom.forget()
         parts.interrupts.load(parts.interrupts.save())
         return done
 

@@ -68,6 +68,7 @@ class GuestMSI:
         self._allow(self._data, 0xFFFF)
         if self._maskable:
             self._allow(self._mask, (1 << (1 << self._order)) - 1)
+            self._config.mark_changing(self._pending, self.offset)
 
     def remove_from_config(self) -> None:
         """Put back what the device says of itself: the kernel keeps whatever a guest writes there.

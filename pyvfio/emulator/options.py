@@ -60,8 +60,12 @@ class FunctionOptions:
     def __post_init__(self) -> None:
         for name, limit in _ID_LIMITS.items():
             value = getattr(self, name)
+            if value is not None and not isinstance(value, int):
+                raise ValueError(f"{name} {value!r} is no number")
             if value is not None and not 0 <= value <= limit:
                 raise ValueError(f"{name} {value:#x}; at most {limit:#x} is possible")
+        if self.rom_file is not None:
+            object.__setattr__(self, "rom_file", Path(self.rom_file))  # a name will do
         if self.msix_relocation is not None and not 0 <= self.msix_relocation < pci.NUM_BARS:
             raise ValueError(f"there is no BAR {self.msix_relocation} for the MSI-X table")
         if not self.intx_mmap_seconds >= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from pyvfio.container import Container
 from pyvfio.device_memory import DeviceMemory
@@ -26,11 +26,15 @@ class OwnedMaps:
 
     :param container: where maps are made.
     :param uri: the device, for what is logged.
+    :param before_unmap: called with each map that is about to go.
     """
 
-    def __init__(self, container: Container, uri: str) -> None:
+    def __init__(
+        self, container: Container, uri: str, before_unmap: Callable[[MapEntry], None]
+    ) -> None:
         self._container = container
         self._uri = uri
+        self._before_unmap = before_unmap
         self._maps = MapTable(ALL_ADDRESSES)
         self._warned = False
 
@@ -54,6 +58,8 @@ class OwnedMaps:
         """
         if not gone and not new:
             return
+        for entry in gone:
+            self._before_unmap(entry)
         calls = Calls()
         taken: list[MapEntry] = []
         before = self.all()

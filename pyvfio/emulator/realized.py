@@ -6,8 +6,10 @@ The steps and their order are those of QEMU's ``vfio_pci_realize`` and ``vfio_us
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from weakref import WeakSet
 
 from pyvfio.closing import Closing
 from pyvfio.emulator.bar_registers import BARRegisters
@@ -22,13 +24,15 @@ from pyvfio.emulator.msix_layout import MSIXLayout
 from pyvfio.emulator.notifiers import Notifiers
 from pyvfio.emulator.options import FunctionOptions
 from pyvfio.emulator.quirks import Quirks, QuirkTarget
-from pyvfio.emulator.reset import STOPPED, FunctionReset
+from pyvfio.emulator.reset import STOPPED, FunctionReset, power_up
 from pyvfio.emulator.rom import GuestROM
 from pyvfio.emulator.vga import GuestVGA
-from pyvfio.errors import ConnectionLost, DeviceClosed
+from pyvfio.errors import ConnectionLost, DeviceClosed, ResetError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import CapabilityID
+
+log = logging.getLogger(__name__)
 
 
 class RealizedFunction(Closing):
@@ -65,12 +69,18 @@ class RealizedFunction(Closing):
 
     def _stop_device(self) -> None:
         """The guest's firmware enables what it wants; until then the device leaves it alone."""
+        if self.dev in _IN_USE:
+            raise ValueError(f"{self.dev.uri} is realized already, as another function")
+        _IN_USE.add(self.dev)
+        self._undo.callback(_IN_USE.discard, self.dev)
         command = self.dev.config.get(pci.COMMAND)
-        self._undo.callback(self._restore_command, command)
+        self._undo.callback(self._restore, command)
         self.dev.config.set(pci.COMMAND, command & STOPPED)
+        power_up(self.dev)
 
-    def _restore_command(self, command: int) -> None:
+    def _restore(self, command: int) -> None:
         with suppress(ConnectionLost, DeviceClosed):
+            power_up(self.dev)
             self.dev.config.set(pci.COMMAND, command)
 
     def _make_events(self) -> None:
@@ -79,9 +89,8 @@ class RealizedFunction(Closing):
 
     def _follow_memory(self) -> None:
         """Map the guest's memory for the device, from now on."""
-        container = self.dev.dma
-        self.dma_listener = self.bus.attach(container, self.dev.uri)
-        self._undo.callback(self.bus.detach, container)
+        self.dma_listener = self.bus.attach(self.dev.dma, self.dev.uri)
+        self._undo.callback(self.bus.detach, self.dma_listener)
 
     def _make_config(self) -> None:
         size = pci.EXTENDED_CONFIG_SIZE if self.bus.kind.express else pci.CONFIG_SIZE
@@ -113,13 +122,15 @@ class RealizedFunction(Closing):
             self.registers.register(number, bar.type, bar.prefetchable, bar.base, bar.moved)
 
     def _make_rom(self) -> None:
-        rom = GuestROM(self.dev, self.config, self._options)
-        if rom.region is not None:
-            self.registers.register_rom(rom.region)
+        self.rom = GuestROM(self.dev, self.config, self._options)
+        if self.rom.region is not None:
+            self.registers.register_rom(self.rom.region)
 
     def _make_vga(self) -> None:
+        self._vga: GuestVGA | None = None
         if self._options.vga:
-            self._undo.callback(GuestVGA(self.dev, self.config, self.bus).close)
+            self._vga = GuestVGA(self.dev, self.config, self.bus)
+            self._undo.callback(self._vga.close)
 
     def _add_capabilities(self) -> None:
         self._undo.callback(self.interrupts.tear_down)
@@ -156,8 +167,21 @@ class RealizedFunction(Closing):
             capabilities=self.capabilities,
             registers=self.registers,
             interrupts=self.interrupts,
-            quirks=self._quirks,
+            also=(self.update_map, self.rom.forget, self._quirks.reset),
         )
+
+    def _reset(self) -> None:
+        """What a guest finds is a device after power-on; one without a reset is taken as it is."""
+        try:
+            self.resetting.reset()
+        except ResetError as error:
+            log.warning("%s: %s", self._function.name, error)
+
+    def update_map(self) -> None:
+        """Show BARs and legacy ranges where the local copy of configuration space says."""
+        self.registers.update()
+        if self._vga is not None:
+            self._vga.update()
 
     def _join_bus(self) -> None:
         self._undo.callback(self.bus.remove, self._function)
@@ -166,12 +190,16 @@ class RealizedFunction(Closing):
     def close(self) -> None:
         """Undo every step, the last one first, even where one fails.  May be repeated.
 
-        The device stays open, and is as it was before.
+        The device stays open, with its command register as it was before; what else the guest has
+        set is there until it is reset.
 
         :raises VFIOError: the device refused something.
         """
         self._undo.close()
 
+
+_IN_USE: WeakSet[PCIDevice] = WeakSet()
+"""Devices that are functions of a guest now."""
 
 STEPS: tuple[Callable[[RealizedFunction], None], ...] = (
     RealizedFunction._stop_device,
@@ -186,6 +214,7 @@ STEPS: tuple[Callable[[RealizedFunction], None], ...] = (
     RealizedFunction._set_up_interrupts,
     RealizedFunction._set_up_notifiers,
     RealizedFunction._prepare_reset,
+    RealizedFunction._reset,
     RealizedFunction._join_bus,
 )
 """What makes a function, in order; each step pushes what undoes it."""

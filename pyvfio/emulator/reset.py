@@ -8,17 +8,17 @@ Facts: QEMU's ``vfio_pci_pre_reset``, ``vfio_pci_post_reset``, ``vfio_pci_reset`
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection, Sequence
 
 from pyvfio.emulator.bar_registers import BARRegisters
 from pyvfio.emulator.capabilities import Capabilities
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.header import base_address
 from pyvfio.emulator.interrupts import Interrupts
-from pyvfio.emulator.quirks import Quirks
-from pyvfio.errors import ResetError, UnsupportedError
+from pyvfio.errors import ResetError, UnsupportedError, VFIOError
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
-from pyvfio.uapi.pci import Command
+from pyvfio.uapi.pci import CapabilityID, Command
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +26,30 @@ STOPPED = ~int(Command.IO | Command.MEMORY | Command.MASTER | Command.INTX_DISAB
 """What of the command register a device keeps that answers and does nothing."""
 
 
+def power_up(dev: PCIDevice) -> None:
+    """Bring a device that has power states to D0.
+
+    :raises VFIOError: it does not answer.
+    """
+    capability = dev.config.find(CapabilityID.PM)
+    if capability is None:
+        return
+    control = dev.config.get(pci.PM_CONTROL, capability.offset)
+    if not control & pci.PM_CONTROL_STATE:
+        return
+    dev.config.set(pci.PM_CONTROL, control & ~pci.PM_CONTROL_STATE, capability.offset)
+    state = dev.config.get(pci.PM_CONTROL, capability.offset) & pci.PM_CONTROL_STATE
+    if state:
+        log.error("%s: it stays in power state D%d", dev.uri, state)
+
+
 class FunctionReset:
     """The steps of a function's reset.
 
     An emulator that resets several functions at once by a hot reset of their bus calls
     :meth:`before` of each, resets the bus, and calls :meth:`after` of each.
+
+    :param also: what else has a state of the guest's to forget; called in this order.
     """
 
     def __init__(
@@ -41,23 +60,23 @@ class FunctionReset:
         capabilities: Capabilities,
         registers: BARRegisters,
         interrupts: Interrupts,
-        quirks: Quirks,
+        also: Sequence[Callable[[], None]],
     ) -> None:
         self._dev = dev
         self._config = config
         self._capabilities = capabilities
         self._registers = registers
         self._interrupts = interrupts
-        self._quirks = quirks
+        self._also = also
 
     def reset(self) -> None:
         """Put device and function back to what they are after power-on.
 
-        :raises ResetError: the device refused; the function is as after power-on all the same.
-        :raises ConnectionLost: the device is gone.
+        :raises VFIOError: the device refused, or is gone; for its guest the function is as after
+            power-on all the same.
         """
-        self.before()
         try:
+            self.before()
             self._reset_device()
         finally:
             self.after()
@@ -70,19 +89,7 @@ class FunctionReset:
         self._interrupts.disable_all()
         command = self._config.device_get(pci.COMMAND)
         self._config.device_set(pci.COMMAND, command & STOPPED)
-        self._power_up()
-
-    def _power_up(self) -> None:
-        offset = self._capabilities.pm
-        if offset is None:
-            return
-        control = self._config.device_get(pci.PM_CONTROL, offset)
-        if not control & pci.PM_CONTROL_STATE:
-            return
-        self._config.device_set(pci.PM_CONTROL, control & ~pci.PM_CONTROL_STATE, offset)
-        state = self._config.device_get(pci.PM_CONTROL, offset) & pci.PM_CONTROL_STATE
-        if state:
-            log.error("%s: it stays in power state D%d", self._config.name, state)
+        power_up(self._dev)
 
     def after(self) -> None:
         """Have the guest find what it finds after power-on: no addresses, only the pin enabled.
@@ -92,11 +99,21 @@ class FunctionReset:
         self._interrupts.reset()
         self._config.reset()
         self._registers.reset()
+        self._interrupts.enable_intx()
+        for forget in self._also:
+            forget()
         # What the device kept of the guest's addresses would not be those of the guest any more.
         for number in range(pci.NUM_BARS):
             self._config.device_set(base_address(number), 0)
-        self._interrupts.enable_intx()
-        self._quirks.reset()
+
+    def resets_with(self) -> Collection[str]:
+        """See :class:`~pyvfio.emulator.bus_reset.SharedReset`."""
+        if not self.needs_bus_reset:
+            return ()
+        try:
+            return self._dev.hot_reset_functions()
+        except VFIOError:
+            return ()  # it has no bus to reset, or its own reset will tell what is wrong
 
     @property
     def needs_bus_reset(self) -> bool:

@@ -46,6 +46,7 @@ class GuestROM:
         self._dev = dev
         self._config = config
         self._contents: bytes | None = None
+        self._of_device = options.rom_file is None
         self._size = 0
         if options.rom is not False:
             self._set_up(options)
@@ -99,6 +100,11 @@ class GuestROM:
 
     def write(self, offset: int, width: int, value: int) -> None:
         """A ROM cannot be written."""
+
+    def forget(self) -> None:
+        """The device was reset, or reached again: its ROM is read again when the guest looks."""
+        if self._of_device:
+            self._contents = None
 
     def _load(self) -> bytes:
         try:

@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.errors import StateError
-from pyvfio.uapi import pci
 from pyvfio.uapi.layout import Buffer
 
 _HEAD = Struct("<8s4I")
@@ -72,7 +71,7 @@ class FunctionState(NamedTuple):
 
 
 def check_same_function(config: EmulatedConfig, saved: bytes) -> None:
-    """Compare what a guest cannot change: ids, BARs, capabilities.
+    """Compare what neither a guest nor time can change: ids, BARs, capabilities.
 
     :raises StateError: it differs, so the state is of another kind of function.
     """
@@ -80,22 +79,23 @@ def check_same_function(config: EmulatedConfig, saved: bytes) -> None:
         reason = f"configuration space has {len(saved)} bytes there, {config.size} here"
         raise _refused(config.name, reason)
     for offset in range(config.size):
-        fixed = config.compared[offset] & ~config.writable[offset] & ~config.write_1_clear[offset]
+        fixed = (config.compared[offset] | config.emulated[offset]) & ~_varying(config, offset)
         there, here = saved[offset] & fixed, config.local[offset] & fixed
         if there != here:
-            what = (
-                f"byte {offset:#x} of configuration space is {there:#04x} there, {here:#04x} here"
-            )
+            what = f"byte {offset:#x} of configuration space is {there:#04x}, {here:#04x} here"
             raise _refused(config.name, what)
 
 
 def load_config(config: EmulatedConfig, saved: bytes) -> None:
-    """Take over a local copy, and have the device decode and master the bus as the guest had it.
+    """Take over what a guest has set, which :func:`check_same_function` has looked at."""
+    for offset in range(config.size):
+        mask = _varying(config, offset)
+        config.local[offset] = config.local[offset] & ~mask | saved[offset] & mask
 
-    :raises RegionError: the device does not take it.
-    """
-    config.local[:] = saved
-    config.device_set(pci.COMMAND, config.get(pci.COMMAND))
+
+def _varying(config: EmulatedConfig, offset: int) -> int:
+    """The bits of a byte that are not the same all the time."""
+    return config.writable[offset] | config.write_1_clear[offset] | config.changing[offset]
 
 
 def _refused(name: str, reason: str) -> StateError:

@@ -21,7 +21,7 @@ from pyvfio.uapi.pci import Command
 from pyvfio.uapi.vfio import PCIRegion, RegionFlags
 
 _PRIORITY = 1
-"""In front of a machine's RAM, as BARs are."""
+"""Of the ranges over what else is on the bus, as that of BARs."""
 
 
 class _Window(NamedTuple):
@@ -55,7 +55,7 @@ class GuestVGA(Closing):
         self._bus = bus
         self._windows = [(window, _show(window, region, config.name)) for window in _WINDOWS]
         with bus.topology.transaction():
-            self._decode()
+            self.update()
             for window, shown in self._windows:
                 self._space(window).add(shown, window.address, _PRIORITY)
         config.watch(pci.COMMAND.offset, pci.COMMAND.width, self._command_written)
@@ -64,9 +64,10 @@ class GuestVGA(Closing):
         return self._bus.memory if window.decoded is Command.MEMORY else self._bus.io
 
     def _command_written(self, before: bytes, after: bytes) -> None:
-        self._decode()
+        self.update()
 
-    def _decode(self) -> None:
+    def update(self) -> None:
+        """Have the ranges seen that the local copy of the command register says."""
         command = self._config.get(pci.COMMAND)
         with self._bus.topology.transaction():
             for window, shown in self._windows:

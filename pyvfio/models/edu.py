@@ -12,7 +12,8 @@ import logging
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from struct import Struct
 from typing import ClassVar
 
 from pyvfio.errors import VFIOError
@@ -34,6 +35,9 @@ FACTORIAL_IRQ, DMA_DONE_IRQ = 0x001, 0x100
 BUFFER, BUFFER_SIZE = 0x40000, 4096
 DMA_MASK = (1 << 28) - 1
 DMA_SECONDS = 0.001
+
+_STATE = Struct(f"<IIIIQQQQ{BUFFER_SIZE}s")
+"""What is saved: liveness, factorial, status, interrupt status, the DMA's registers, the buffer."""
 
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 
@@ -63,11 +67,12 @@ class Edu(DeviceModel):
     bars: ClassVar[Mapping[int, ModelBAR]] = {0: ModelBAR(1 << 20)}
     interrupt_pin = 1
     msi = ModelMSI(vectors=1)
+    migration_version = 1
 
     def __init__(self) -> None:
         super().__init__()
         self._work = threading.Condition(self.lock)
-        self._closing = False
+        self._closing = self._stopped = self._busy = False
         self._buffer = bytearray(BUFFER_SIZE)
         self._generation = 0
         self._clear()
@@ -128,12 +133,12 @@ class Edu(DeviceModel):
         if not self._status & STATUS_COMPUTING:
             self._factorial = value
             self._status |= STATUS_COMPUTING
-            self._work.notify()
+            self._work.notify_all()
 
     def _start_dma(self, command: int) -> None:
         if command & DMA_RUN and not self._dma.command & DMA_RUN:
             self._dma.command = command
-            self._work.notify()
+            self._work.notify_all()
 
     # Interrupts
 
@@ -156,9 +161,12 @@ class Edu(DeviceModel):
     def _run(self) -> None:
         while True:
             with self.lock:
+                self._busy = False
+                self._work.notify_all()
                 self._work.wait_for(self._has_work)
                 if self._closing:
                     return
+                self._busy = True
                 computing = bool(self._status & STATUS_COMPUTING)
                 generation, number, dma = self._generation, self._factorial, self._dma
             if computing:
@@ -168,7 +176,7 @@ class Edu(DeviceModel):
 
     def _has_work(self) -> bool:
         busy = self._status & STATUS_COMPUTING or self._dma.command & DMA_RUN
-        return self._closing or bool(busy)
+        return self._closing or (bool(busy) and not self._stopped)
 
     def _compute(self, generation: int, number: int) -> None:
         # From 34 on, a factorial is a multiple of 2^32.
@@ -183,8 +191,13 @@ class Edu(DeviceModel):
 
     def _transfer(self, generation: int, dma: _DMA) -> None:
         with self.lock:
-            self._work.wait_for(lambda: self._closing, DMA_SECONDS)
-            if self._closing or generation != self._generation or dma is not self._dma:
+            self._work.wait_for(lambda: self._closing or self._stopped, DMA_SECONDS)
+            if (
+                self._closing
+                or self._stopped
+                or generation != self._generation
+                or dma is not self._dma
+            ):
                 return
         try:
             self._move(dma)
@@ -223,9 +236,38 @@ class Edu(DeviceModel):
         """A DMA under way is dropped: it was for the memory of the client that has gone."""
         self._dma = replace(self._dma, command=self._dma.command & ~DMA_RUN)
 
+    # Migration
+
+    def stopped(self) -> None:
+        """Wait for what is being done; a DMA that has not begun is saved, and begins later."""
+        self._stopped = True
+        self._work.notify_all()
+        self._work.wait_for(lambda: not self._busy)
+
+    def started(self) -> None:
+        """Go on with what the busy bits tell of."""
+        self._stopped = False
+        self._work.notify_all()
+
+    def save_state(self) -> bytes:
+        """Registers and buffer; busy bits are among them."""
+        registers = (self._liveness, self._factorial, self._status, self._irq_status)
+        return _STATE.pack(*registers, *astuple(self._dma), bytes(self._buffer))
+
+    def load_state(self, data: bytes, version: int) -> None:
+        """Registers and buffer of another; any value that they hold is possible."""
+        liveness, factorial, status, irq_status, *dma, buffer = _STATE.unpack(data)
+        self._liveness, self._factorial = liveness, factorial
+        self._status, self._irq_status = status, irq_status
+        self._dma = _DMA(*dma)
+        self._buffer[:] = buffer
+        self._generation += 1
+
+    # The end
+
     def close(self) -> None:
         """Stop the worker."""
         with self.lock:
             self._closing = True
-            self._work.notify()
+            self._work.notify_all()
         self._worker.join()

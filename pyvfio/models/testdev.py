@@ -30,7 +30,8 @@ Registers (little-endian, any width that is aligned):
 ======  ==================================================================
 
 DMA runs beside the accesses: the write that starts it is answered at once.  It takes its registers
-as they are then, a second start while it runs is ignored, and a reset drops it.
+as they are then, a second start while it runs is ignored, and a reset drops it.  When the device is
+stopped for migration, one that runs comes to its end first, and one that has not begun goes along.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from struct import Struct
 from typing import ClassVar
 
 import numpy as np
@@ -72,6 +74,10 @@ DOORBELL_MATCH = 0xC0FFEE
 
 _STORED = {DMA_ADDRESS: 8, DMA_OFFSET: 8, DMA_COUNT: 4}
 
+_STATE = Struct("<8sQIIIQQQ3QIQQQ")
+"""What is saved: scratch, accesses, width, pin, result, kicks of both doorbells, value of the last
+kick, the DMA's registers, and the DMA that has not begun, or zeros."""
+
 _PATIENCE = 1.0
 """Seconds that a client which has gone is waited for to let go of its DMA."""
 
@@ -82,6 +88,12 @@ class _DMA:
     address: int
     offset: int
     count: int
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is such a DMA."""
+        inside = self.offset + self.count <= MEMORY_SIZE
+        return inside and self.direction in (TO_DEVICE, TO_CLIENT)
 
 
 class TestDevice(DeviceModel):
@@ -105,6 +117,7 @@ class TestDevice(DeviceModel):
     interrupt_pin = 1
     msix = ModelMSIX(VECTORS, table=(TABLE, 0), pba=(TABLE, PBA_OFFSET))
     express = True
+    migration_version = 1
     capabilities = (
         ModelCapability(CapabilityID.PM, b"\x03\x00\x08\x00\x00\x00", b"\0\0\x03\0\0\0"),
         ModelCapability(CapabilityID.VNDR, b"\x08TEST\x00"),
@@ -118,7 +131,7 @@ class TestDevice(DeviceModel):
     def __init__(self) -> None:
         super().__init__()
         self._work = threading.Condition(self.lock)
-        self._closing = self._moving = False
+        self._closing = self._moving = self._stopped = False
         self._clear()
         self._worker = threading.Thread(target=self._run, name="testdev", daemon=True)
         self._worker.start()
@@ -198,7 +211,7 @@ class TestDevice(DeviceModel):
         if self._dma is not None:
             return
         dma = _DMA(direction, *(self._stored[at] for at in (DMA_ADDRESS, DMA_OFFSET, DMA_COUNT)))
-        if dma.offset + dma.count > MEMORY_SIZE or direction not in (TO_DEVICE, TO_CLIENT):
+        if not dma.possible:
             self._result = errno.EINVAL
             return
         self._dma = dma
@@ -216,9 +229,12 @@ class TestDevice(DeviceModel):
         with self.lock:
             self._moving = False
             self._work.notify_all()
-            self._work.wait_for(lambda: self._closing or self._dma is not None)
+            self._work.wait_for(self._has_work)
             self._moving = not self._closing
             return self._dma if self._moving else None
+
+    def _has_work(self) -> bool:
+        return self._closing or (self._dma is not None and not self._stopped)
 
     def _transfer(self, dma: _DMA) -> int:
         """Copy, and return the errno; without the lock, since the client may have to be asked."""
@@ -249,6 +265,47 @@ class TestDevice(DeviceModel):
         if self._dma is not None:
             self._dma, self._result = None, errno.ENOTCONN
         self._work.wait_for(lambda: not self._moving, _PATIENCE)
+
+    # Migration
+
+    def stopped(self) -> None:
+        """Wait for the DMA that runs; one that has not begun is saved, and begins later."""
+        self._stopped = True
+        self._work.wait_for(lambda: not self._moving)
+
+    def started(self) -> None:
+        """Begin what has not begun."""
+        self._stopped = False
+        self._work.notify_all()
+
+    def save_state(self) -> bytes:
+        """Registers and DMA; the server saves the memory of BAR 2."""
+        return _STATE.pack(
+            bytes(self._scratch),
+            self._accesses,
+            self._width,
+            self._pin,
+            self._result,
+            *self._kicks.values(),
+            self._kicked,
+            *self._stored.values(),
+            *astuple(self._dma or _DMA(0, 0, 0, 0)),
+        )
+
+    def load_state(self, data: bytes, version: int) -> None:
+        """Registers and DMA of another; raises ValueError for a DMA that there cannot be."""
+        scratch, accesses, width, pin, result, *rest = _STATE.unpack(data)
+        kicks, (kicked, *stored), dma = rest[:2], rest[2:6], _DMA(*rest[6:])
+        if dma != _DMA(0, 0, 0, 0) and not dma.possible:
+            raise ValueError(f"the device cannot have {dma}")
+        self._scratch[:] = scratch
+        self._accesses, self._width, self._pin, self._result = accesses, width, pin, result
+        self._kicks = dict(zip(self._kicks, kicks, strict=True))
+        self._kicked = kicked
+        self._stored = dict(zip(_STORED, stored, strict=True))
+        self._dma = dma if dma.possible else None
+
+    # The end
 
     def close(self) -> None:
         """Stop the worker."""

@@ -19,13 +19,15 @@ def ioctl(fd: int, request: int, argument: bytearray | int = 0) -> int:
     :returns: what the call returned.
     :raises OSError: with the errno of the failure.
     """
-    if isinstance(argument, int):
-        value = argument
-    else:
-        value = int(ffi.cast("uintptr_t", ffi.from_buffer(argument)))
+    value = argument if isinstance(argument, int) else address_of(argument)
     while True:
         result = lib.pyvfio_ioctl(fd, request, value)
         if result >= 0:
             return result
         if result != -errno.EINTR:
             raise OSError(-result, os.strerror(-result))
+
+
+def address_of(buffer: bytearray) -> int:
+    """Where a buffer is in memory, for a struct that points to it; it must not be resized."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))

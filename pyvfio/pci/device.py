@@ -9,7 +9,9 @@ from pyvfio.base import VFIOBase
 from pyvfio.closing import Closing
 from pyvfio.container import Container
 from pyvfio.errors import OpenError, UnsupportedError
+from pyvfio.features import Features
 from pyvfio.irq import IRQSet
+from pyvfio.migration import Migration
 from pyvfio.pci.bars import BARs
 from pyvfio.pci.config import ConfigSpace
 from pyvfio.pci.intx import INTx
@@ -42,6 +44,7 @@ class PCIDevice(Closing):
     :ivar intx: the interrupt pin.
     :ivar msi: MSI.
     :ivar msix: MSI-X.
+    :ivar migration: saves the device's state, and loads it into another.
     :raises UnsupportedError: it is no PCI device.
     """
 
@@ -67,6 +70,7 @@ class PCIDevice(Closing):
         self.intx = INTx(base, config, mode)
         self.msi = MSI(base, config, mode)
         self.msix = MSIX(base, config, mode)
+        self.migration = Migration(base)
         self._ids = _ids(base.device_io)
         self._enable_decoding()
 
@@ -115,6 +119,11 @@ class PCIDevice(Closing):
     def dma(self) -> Container:
         """The device's IO address space: DMA memory is allocated and mapped here."""
         return self.base.dma
+
+    @property
+    def features(self) -> Features:
+        """What the device can do besides what every device can (``VFIO_DEVICE_FEATURE``)."""
+        return self.base.features
 
     @property
     def rom(self) -> Region | None:

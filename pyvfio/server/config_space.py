@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pyvfio.server.declarations import check
 from pyvfio.server.model import DeviceModel, ModelBAR, ModelCapability
 from pyvfio.uapi import pci
-from pyvfio.uapi.pci import BARType, CapabilityID, Command, Register
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.pci import BARType, CapabilityID, Command, Register, Status
 
 _WRITABLE_COMMAND = (
     Command.IO
@@ -50,7 +51,7 @@ class ModelConfigSpace:
         """``size`` bytes; the caller has checked the range."""
         return bytes(self._data[offset : offset + size])
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         """Change the writable bits; read-only ones are left alone, without an error."""
         for at, byte in enumerate(data, offset):
             mask = self._writable[at]
@@ -83,6 +84,31 @@ class ModelConfigSpace:
     def reset(self) -> None:
         """Back to the contents after power-on."""
         self._data[:] = self._defaults
+
+    # Migration
+
+    def check_saved(self, saved: Buffer) -> None:
+        """Raise ValueError where it is not the configuration space of a device like this one."""
+        if len(saved) != self.size:
+            raise ValueError(f"{len(saved)} bytes of configuration space, {self.size} are there")
+        fixed = self._fixed()
+        for at, (byte, own, mask) in enumerate(zip(saved, self._defaults, fixed, strict=True)):
+            if (byte ^ own) & mask:
+                raise ValueError(f"configuration space differs at {at:#x}, where it cannot change")
+
+    def _fixed(self) -> bytes:
+        """The bits that neither the client changes nor the device itself."""
+        fixed = bytearray(~mask & 0xFF for mask in self._writable)
+        fixed[pci.STATUS.offset] &= ~int(Status.INTERRUPT)
+        return bytes(fixed)
+
+    def load(self, saved: Buffer) -> None:
+        """Take on what was read from a device like this one, and checked."""
+        self._data[:] = saved
+
+    def layout(self) -> bytes:
+        """What tells this device from others: its contents after power-on, and what is writable."""
+        return self._defaults + self._writable
 
     # Building
 
@@ -127,7 +153,7 @@ class ModelConfigSpace:
             self._offsets[CapabilityID(capability.id)] = at
             pointer, at = at + 1, _dword(at + 2 + len(capability.body))
         if capabilities:
-            self.change(pci.STATUS, pci.Status.CAP_LIST, True)
+            self.change(pci.STATUS, Status.CAP_LIST, True)
 
     def _extended_list(self, capabilities: Sequence[ModelCapability]) -> None:
         at = pci.EXTENDED_FIRST

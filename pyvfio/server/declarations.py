@@ -56,6 +56,10 @@ def check(model: DeviceModel) -> None:
         raise ValueError("an extended capability needs a PCI Express function")
     for capability in model.extended_capabilities:
         _check_extended(capability)
+    if not 0 <= model.migration_version < 1 << 32:
+        raise ValueError(f"there is no migration version {model.migration_version}")
+    if model.migration_version and not model.resettable:
+        raise ValueError("a device that can be migrated needs a reset, which recovers it")
 
 
 def _check_identity(identity: Identity) -> None:

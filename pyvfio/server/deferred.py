@@ -42,6 +42,11 @@ class DeferredAnswers:
         answer.cancel()
         raise OSError(errno.ECANCELED, "nobody waits for the model's answer any more")
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for answers any more."""
+        return self._over
+
     def check(self) -> None:
         """Between two accesses of a long transfer.
 

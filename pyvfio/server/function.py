@@ -14,13 +14,17 @@ import threading
 from pyvfio.errors import DMAError
 from pyvfio.memory import ByteArray
 from pyvfio.server.config_space import ModelConfigSpace
+from pyvfio.server.contents import Contents
 from pyvfio.server.deferred import DeferredAnswers
+from pyvfio.server.dma_gate import DMAGate
 from pyvfio.server.failures import FAILURES
 from pyvfio.server.guest_memory import GuestMemory
 from pyvfio.server.interrupts import Interrupts
+from pyvfio.server.migration import Migration
 from pyvfio.server.model import DeviceModel
 from pyvfio.server.msix import MSIXState
 from pyvfio.server.regions import Regions
+from pyvfio.server.run_control import Kicks, RunControl
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.pci import Command
 from pyvfio.uapi.vfio import (
@@ -41,6 +45,7 @@ class PCIFunction:
     """Hosts a model.
 
     :param model: the model; it is closed with this object.
+    :ivar migration: how it migrates, if the model can.
     :raises ValueError: its declarations contradict each other.
 
     Lock order: the model's lock (callbacks run with it), then the function's own (configuration
@@ -53,15 +58,29 @@ class PCIFunction:
         self._config = ModelConfigSpace(model)
         msix = MSIXState(model.msix) if model.msix else None
         self._interrupts = Interrupts(model, self._config, msix)
+        self._control = RunControl(model, lock=self._lock, interrupts=self._interrupts)
         self.regions = Regions(
             model,
             lock=self._lock,
             config=self._config,
             msix=msix,
             interrupts=self._interrupts,
+            check_runs=self._control.check,
             reset=self._reset_function,
         )
+        self.migration: Migration | None = None
+        if model.migration_version:
+            contents = Contents(
+                model,
+                lock=self._lock,
+                config=self._config,
+                interrupts=self._interrupts,
+                msix=msix,
+                memory=self.regions.backing,
+            )
+            self.migration = Migration(contents, self._control)
         self._guest: GuestMemory | None = None
+        self._server_thread = 0
         model.attach(self)
 
     # What the client asks about
@@ -77,24 +96,33 @@ class PCIFunction:
 
     # What the client does
 
-    def attach_client(self, guest: GuestMemory) -> None:
-        """A client is there, with its memory."""
+    def attach_client(self, guest: GuestMemory, kicks: Kicks) -> None:
+        """A client is there, with its memory; it is served by this thread."""
         with self.model.lock, self._lock:
             self._guest = guest
+            self._server_thread = threading.get_ident()
+        self._control.attach(kicks)
 
     def detach_client(self) -> None:
         """The client is gone: forget its memory and eventfds, keep the device's state."""
         guest = self._guest
         if guest is not None:
             guest.maps.clear()
+        self._control.attach(None)
         with self.model.lock:
             with self._lock:
                 self._guest = None
                 self._interrupts.client_lost()
-            try:
-                self.model.client_lost()
-            except FAILURES:
-                log.exception("the model failed when its client left")
+            if self.migration is not None:
+                self.migration.client_lost()
+            if self._control.runs:
+                self._tell_model_of_loss()
+
+    def _tell_model_of_loss(self) -> None:
+        try:
+            self.model.client_lost()
+        except FAILURES:
+            log.exception("the model failed when its client left")
 
     def memory_mapped(self, iova: int, size: int, flags: DMAMapFlags) -> None:
         """See :meth:`DeviceModel.memory_mapped`."""
@@ -127,10 +155,14 @@ class PCIFunction:
                 self._config.reset()
                 self._interrupts.device_reset()
             answer = self.model.reset()
+            self._control.reset()
+            if self.migration is not None:
+                self.migration.was_reset()
         deferred.settle(answer)
 
     def close(self) -> None:
         """Close the model and release the BARs' memory."""
+        self._control.gate.close()
         try:
             self.model.close()
         except FAILURES:
@@ -141,11 +173,25 @@ class PCIFunction:
 
     def dma_read(self, address: int, size: int) -> bytes:
         """See :meth:`DeviceModel.dma_read`."""
-        return self._bus_master(address, size).read(address, size)
+        gate = self._gate(address)
+        try:
+            return self._bus_master(address, size).read(address, size)
+        finally:
+            gate.leave()
 
     def dma_write(self, address: int, data: Buffer) -> None:
         """See :meth:`DeviceModel.dma_write`."""
-        self._bus_master(address, len(data)).write(address, data)
+        gate = self._gate(address)
+        try:
+            self._bus_master(address, len(data)).write(address, data)
+        finally:
+            gate.leave()
+
+    def _gate(self, address: int) -> DMAGate:
+        """The gate, passed on the way in: DMA waits while the device is stopped."""
+        gate = self._control.gate
+        gate.enter(address, waits=threading.get_ident() != self._server_thread)
+        return gate
 
     def _bus_master(self, address: int, size: int) -> GuestMemory:
         with self._lock:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pyvfio.errors import ConnectionLost, DeviceClosed, DMAError, VFIOError, VFIOTimeout
 from pyvfio.native import mmio
+from pyvfio.server.dirty_log import DirtyLog
 from pyvfio.server.dma_maps import DMAMap, DMAMaps, gone
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags
@@ -44,6 +45,7 @@ class GuestMemory:
     :param maps: what is mapped.
     :param ask: sends DMA_READ or DMA_WRITE to the client and returns the reply's payload.
     :param max_data: bytes that the client takes in one of them.
+    :ivar log: which pages were written, where the client wants to know.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class GuestMemory:
         self.maps = maps
         self._ask = ask
         self._chunk = min(MAX_MESSAGE, max_data)
+        self.log = DirtyLog()
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the client's memory; raises :class:`DMAError`."""
@@ -70,10 +73,13 @@ class GuestMemory:
         """Write the client's memory; raises :class:`DMAError`."""
         rest = memoryview(data).cast("B")
         for span in self._spans(address, len(rest), DMAMapFlags.WRITE):
-            if span.entry.memory is None:
-                self._ask_to_write(span, rest[: span.size])
-            else:
-                self._copy_in(span, rest[: span.size])
+            try:
+                if span.entry.memory is None:
+                    self._ask_to_write(span, rest[: span.size])
+                else:
+                    self._copy_in(span, rest[: span.size])
+            finally:  # what has failed may have been written in part
+                self.log.mark(span.address, span.size)
             rest = rest[span.size :]
 
     def _spans(self, address: int, size: int, need: DMAMapFlags) -> list[_Span]:

@@ -68,10 +68,7 @@ class Inbox:
 
     def _cost(self, request: PeerRequest) -> int:
         """What a request takes, in bytes; a read costs what it will have to be answered with."""
-        wanted = 0
-        if isinstance(request, RequestReceived) and request.command is Command.REGION_READ:
-            wanted = min(request.message.count, self._most_data)  # of more, nothing is read
-        return request.size + QUEUED_REQUEST + wanted
+        return request.size + QUEUED_REQUEST + min(_wanted(request), self._most_data)
 
     def _exceeds(self, most_bytes: int, most_fds: int) -> bool:
         return self._bytes > most_bytes or self._fds > most_fds
@@ -129,3 +126,15 @@ class Inbox:
             request = self.take(channel)
             if request is not None:
                 close_fds(request.fds)
+
+
+def _wanted(request: PeerRequest) -> int:
+    """Bytes that a request asks for."""
+    if not isinstance(request, RequestReceived):
+        return 0
+    message = request.message
+    if request.command is Command.REGION_READ:
+        return int(message.count)
+    if request.command is Command.MIG_DATA_READ:
+        return int(message.size)
+    return int(message.argsz) if request.command is Command.DEVICE_FEATURE else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from struct import Struct
 
 from pyvfio import eventfd
 from pyvfio.server.config_space import ModelConfigSpace
@@ -16,6 +17,7 @@ from pyvfio.server.model import DeviceModel
 from pyvfio.server.msix import MSIXState
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import pci
+from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.pci import CapabilityID, Command, Status
 from pyvfio.uapi.vfio import (
     IRQ_SET_ACTION,
@@ -52,6 +54,8 @@ class Interrupts:
         self._enabled: set[PCIIRQ] = set()
         self._asserted = False
         self._intx_masked = False
+        self._stopped = False
+        self._held_msi = 0
 
     # What the client asks
 
@@ -153,23 +157,42 @@ class Interrupts:
         return irq in self._enabled or self._enable_bit(irq)
 
     def send(self, irq: PCIIRQ, vector: int) -> None:
-        """Send an MSI or MSI-X message: a write to memory, so bus mastering must be on."""
+        """Send an MSI or MSI-X message: a write to memory, so bus mastering must be on.
+
+        While the device is stopped it is held; a vector that is sent again then fires once.
+        """
         if not 0 <= vector < self._counts[irq]:
             raise ValueError(f"{irq.name} vector {vector} of {self._counts[irq]}")
         if not self.enabled(irq) or not self._config.command & Command.MASTER:
             return
-        if irq is PCIIRQ.MSIX and self._msix is not None and self._msix_masked(vector):
-            self._msix.set_pending(vector, True)
+        if irq is PCIIRQ.MSIX and self._msix is not None:
+            if self._stopped or self._msix_masked(vector):
+                self._msix.set_pending(vector, True)
+                return
+        elif self._stopped:
+            self._held_msi |= 1 << vector
             return
         self._signal(irq, vector)
 
     def evaluate(self) -> None:
         """Deliver what has become deliverable: after an unmask, or a write to configuration."""
+        if self._stopped:
+            return
         self._evaluate_intx()
+        self._deliver_held_msi()
+        self._deliver_pending()
+
+    def _deliver_held_msi(self) -> None:
+        for vector, fd in enumerate(self._fds[PCIIRQ.MSI]):
+            if fd >= 0 and self._held_msi & 1 << vector:
+                self._held_msi &= ~(1 << vector)
+                self._signal(PCIIRQ.MSI, vector)
+
+    def _deliver_pending(self) -> None:
         if self._msix is None:
             return
         for vector in self._msix.pending():
-            if not self._msix_masked(vector):
+            if self._fds[PCIIRQ.MSIX][vector] >= 0 and not self._msix_masked(vector):
                 self._msix.set_pending(vector, False)
                 self._signal(PCIIRQ.MSIX, vector)
 
@@ -214,28 +237,84 @@ class Interrupts:
     def device_reset(self) -> None:
         """The function was reset: nothing is asserted or pending, eventfds stay assigned."""
         self._asserted = self._intx_masked = False
+        self._held_msi = 0
         if self._msix is not None:
             self._msix.reset()
             for vector, fd in enumerate(self._fds[PCIIRQ.MSIX]):
                 self._msix.mask(vector, fd < 0)
+        self._show_all_enabled()
+
+    def _show_all_enabled(self) -> None:
         for irq in self._enabled:
             self._show_enabled(irq)
 
     def client_lost(self) -> None:
-        """Close all eventfds and disable every index."""
+        """Close all eventfds and disable every index.
+
+        Of a stopped device, enable bits, masks and what is held are left: they are the state that
+        the next client takes on.
+        """
         for irq in PCIIRQ:
-            self._drop(irq)
+            if self._stopped:
+                self._forget(irq)
+            else:
+                self._drop(irq)
 
     def _drop(self, irq: PCIIRQ) -> None:
+        """An index is disabled; what a stopped device holds is there when it is enabled again."""
+        self._forget(irq)
+        if not self._stopped:
+            self._clear(irq)
+        self._show_enabled(irq)
+
+    def _forget(self, irq: PCIIRQ) -> None:
+        """Close what a client has given."""
         close_fds(fd for fd in self._fds[irq] if fd >= 0)
         self._fds[irq] = [-1] * self._counts[irq]
         if irq is PCIIRQ.INTX:
             self._intx_masked = False
+        self._enabled.discard(irq)
+
+    def _clear(self, irq: PCIIRQ) -> None:
+        """Nothing of an index is pending, and its vectors are masked."""
+        if irq is PCIIRQ.MSI:
+            self._held_msi = 0
         if irq is PCIIRQ.MSIX and self._msix is not None:
             self._msix.reset()
-        self._enabled.discard(irq)
-        self._show_enabled(irq)
 
+    # Migration
+
+    def hold(self) -> None:
+        """The device is stopped: interrupts are held until :meth:`release`."""
+        self._stopped = True
+
+    def release(self) -> None:
+        """The device runs: deliver what was held, where there is an eventfd for it."""
+        self._stopped = False
+        self.evaluate()
+
+    def save(self) -> bytes:
+        """What is asserted and held, for :meth:`load`; the rest is in configuration and MSI-X."""
+        return _SAVED.pack(self._asserted, self._held_msi)
+
+    def check_saved(self, saved: Buffer) -> None:
+        """Raise ValueError where :meth:`save` cannot have given it."""
+        if len(saved) != _SAVED.size:
+            raise ValueError(f"{len(saved)} bytes of interrupts")
+        asserted, held = _SAVED.unpack(saved)
+        pins, vectors = self._counts[PCIIRQ.INTX], self._counts[PCIIRQ.MSI]
+        if asserted > pins or held >> vectors:
+            raise ValueError("interrupts that the device does not have")
+
+    def load(self, saved: Buffer) -> None:
+        """Take on what was saved and checked, after configuration and MSI-X; eventfds stay."""
+        asserted, self._held_msi = _SAVED.unpack(saved)
+        self._show_all_enabled()
+        self.set_intx(bool(asserted))
+
+
+_SAVED = Struct("<II")
+"""Level of the pin; the MSI vectors that are held, a bit each."""
 
 _ENABLE_BITS = {
     PCIIRQ.MSI: (CapabilityID.MSI, pci.MSI_CONTROL, pci.MSI_CONTROL_ENABLE),

@@ -3,7 +3,8 @@
 
 A client, or KVM on its behalf, signals an eventfd instead of sending a write.  The eventfds are
 made when the client first asks for them, each counts (``EFD_SEMAPHORE``), so that as many writes
-reach the model as kicks were made, and one thread waits for all.
+reach the model as kicks were made, and one thread waits for all.  While the device is stopped for
+migration they are left in the eventfds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from pyvfio.uapi.layout import Buffer
 
 log = logging.getLogger(__name__)
 
+MOST_KICKS = 4096
+"""Kicks of one eventfd that are carried out when the device is stopped."""
+
 _FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 
@@ -31,6 +35,7 @@ class IOEventFDs(Closing):
 
     :param declared: what the model declares.
     :param write: carries out a register write: region, offset, data.
+    :param is_over: whether the client has gone, or is to.
     :param name: what the log and the thread call the client.
     """
 
@@ -38,14 +43,18 @@ class IOEventFDs(Closing):
         self,
         declared: Sequence[ModelIOEventFD],
         write: Callable[[int, int, Buffer], object],
+        is_over: Callable[[], bool],
         name: str,
     ) -> None:
         self._declared = declared
         self._write = write
+        self._is_over = is_over
         self._name = name
         self._fds: list[int] = []
-        self._stop_fd = -1
+        self._control_fd = -1
         self._thread: threading.Thread | None = None
+        self._closing = self._paused = False
+        self._delivering = threading.Lock()
 
     def of(self, bar: int) -> list[tuple[ModelIOEventFD, int]]:
         """The sub-regions of a BAR, each with its eventfd, which stays this object's.
@@ -61,7 +70,7 @@ class IOEventFDs(Closing):
 
     def _start(self) -> None:
         try:
-            self._stop_fd = os.eventfd(0, _FLAGS)
+            self._control_fd = os.eventfd(0, _FLAGS)
             for _ in self._declared:
                 self._fds.append(os.eventfd(0, _FLAGS | os.EFD_SEMAPHORE))
             thread = threading.Thread(target=self._run, name=f"{self._name} kicks", daemon=True)
@@ -73,34 +82,64 @@ class IOEventFDs(Closing):
 
     def _run(self) -> None:
         kicked = dict(zip(self._fds, self._declared, strict=True))
-        poller = select.poll()
-        for fd in (self._stop_fd, *kicked):
-            poller.register(fd, select.POLLIN)
-        while True:
-            ready = [fd for fd, _ in poller.poll()]
-            # Looked at before each kick: a client may leave with 2^64 of them undelivered.
-            if self._stop_fd in ready:
-                return
-            for fd in ready:
-                self._deliver(fd, kicked[fd])
+        told, told_or_kicked = select.poll(), select.poll()
+        told.register(self._control_fd, select.POLLIN)
+        for fd in (self._control_fd, *kicked):
+            told_or_kicked.register(fd, select.POLLIN)
+        # Looked at before each kick: a client may leave with 2^64 of them undelivered.
+        while not self._closing:
+            poller = told if self._paused else told_or_kicked
+            for fd, _ in poller.poll():
+                if fd == self._control_fd:
+                    eventfd.take(fd)
+                else:
+                    self._deliver(fd, kicked[fd])
 
-    def _deliver(self, fd: int, entry: ModelIOEventFD) -> None:
-        if not eventfd.take(fd):
-            return  # the client has it as well, and was faster
-        try:
-            self._write(entry.bar, entry.offset, entry.data)
-        except BaseException as error:
-            # A kick has no answer: nobody can be told, and the next one may do better.
-            note(log, self._name, error)
+    def _deliver(self, fd: int, entry: ModelIOEventFD) -> bool:
+        """Carry out one kick, if there is one and it is time."""
+        with self._delivering:
+            # Without one: the client has the eventfd as well, and was faster.
+            if self._closing or self._paused or not eventfd.take(fd):
+                return False
+            try:
+                self._write(entry.bar, entry.offset, entry.data)
+            except BaseException as error:
+                # A kick has no answer: nobody can be told, and the next one may do better.
+                note(log, self._name, error)
+            return True
+
+    def pause(self) -> None:
+        """Carry out what was kicked before, and leave the rest where it is; may be repeated.
+
+        Of an eventfd with more than :data:`MOST_KICKS` the rest is left as well: no device was
+        kicked so often.
+        """
+        for fd, entry in zip(self._fds, self._declared, strict=False):
+            left = MOST_KICKS
+            while left and not self._is_over() and self._deliver(fd, entry):
+                left -= 1
+        with self._delivering:
+            self._paused = True
+        self._wake()
+
+    def resume(self) -> None:
+        """Carry out kicks again."""
+        self._paused = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is not None:
+            os.eventfd_write(self._control_fd, 1)
 
     def close(self) -> None:
         """Stop the thread and close the eventfds; the client's own copies kick nothing any more."""
+        self._closing = True
+        self._wake()
         thread, self._thread = self._thread, None
         if thread is not None:
-            os.eventfd_write(self._stop_fd, 1)
             thread.join()
             self._close_fds()
 
     def _close_fds(self) -> None:
-        close_fds(fd for fd in (self._stop_fd, *self._fds) if fd >= 0)
-        self._stop_fd, self._fds = -1, []
+        close_fds(fd for fd in (self._control_fd, *self._fds) if fd >= 0)
+        self._control_fd, self._fds = -1, []

@@ -9,7 +9,7 @@ capabilities, MSI-X table, mapped memory, the protocol.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -153,6 +153,12 @@ class DeviceModel:
     A callback that raises :class:`OSError` has its errno told to the client, any other exception
     EIO; the model goes on to be served.  (SystemExit and KeyboardInterrupt end the process.)
 
+    A model that can be migrated has a :attr:`migration_version`, and implements :meth:`save_state`
+    and :meth:`load_state`; the server saves configuration space, MSI-X, interrupts that have not
+    been delivered, and backed memory.  While it is stopped no register is accessed.  A model with
+    threads of its own quiesces them in :meth:`stopped`; where it does not, their DMA waits until
+    the device runs again, and their interrupts are held.
+
     :cvar identity: vendor, device, class ...
     :cvar bars: the BARs by number.
     :cvar rom: contents of the expansion ROM, at most 16 MiB; empty for none.  What is missing to
@@ -163,6 +169,8 @@ class DeviceModel:
     :cvar msix: MSI-X, if the device has it.
     :cvar express: a PCI Express function, with 4 KiB of configuration space.
     :cvar resettable: the client may reset it.
+    :cvar migration_version: of what :meth:`save_state` gives, from 1 on; 0 for a model that cannot
+        be migrated.
     :cvar capabilities: further capabilities, in the order of the list.
     :cvar extended_capabilities: those behind the first 256 bytes of an Express function.
     """
@@ -176,6 +184,7 @@ class DeviceModel:
     msix: ClassVar[ModelMSIX | None] = None
     express: ClassVar[bool] = False
     resettable: ClassVar[bool] = True
+    migration_version: ClassVar[int] = 0
     capabilities: ClassVar[Sequence[ModelCapability]] = ()
     extended_capabilities: ClassVar[Sequence[ModelCapability]] = ()
 
@@ -213,10 +222,60 @@ class DeviceModel:
         """
 
     def client_lost(self) -> None:
-        """The client has gone; its memory and interrupts are gone with it, the state stays."""
+        """The client has gone; its memory and interrupts are gone with it, the state stays.
+
+        Not called while the device is stopped for migration: its state is the next client's then.
+        """
 
     def close(self) -> None:
         """The server ends: stop threads, release memory."""
+
+    # To be implemented, for migration
+
+    def stopped(self) -> None:
+        """The device is being stopped: come to rest.
+
+        Work of the model's threads is either brought to its end before this returns (the lock can
+        be given away by waiting for a condition of it; DMA and interrupts go through still), or is
+        left for :meth:`started`, as part of what is saved.  An exception has the device run on.
+        """
+
+    def started(self) -> None:
+        """The device runs again: after :meth:`stopped`, :meth:`load_state` or :meth:`reset`."""
+
+    def save_state(self) -> bytes:
+        """All there is to know of a stopped device, for :meth:`load_state` of another.
+
+        It may be saved more than once.  An exception has the device stay as it is.
+        """
+        raise NotImplementedError
+
+    def load_state(self, data: bytes, version: int) -> None:
+        """Take on what the same model has saved elsewhere.
+
+        Memory, configuration space and interrupts have been loaded before.  The data went through
+        the hands of clients, so sizes and values are checked.
+
+        :param version: the :attr:`migration_version` of the model that has saved, not above one's
+            own.
+        :raises ValueError: it cannot be (:class:`struct.error` and any other exception does as
+            well); the device has to be reset then.
+        """
+        raise NotImplementedError
+
+    def precopy_data(self) -> Iterator[bytes]:
+        """Pieces of the state that can be sent while the device runs; a generator, as a rule.
+
+        Called when a client first reads the state of a running device, and advanced with the lock
+        held whenever it reads more; an empty piece says that there is nothing now.  What has
+        changed since is left to :meth:`save_state`.  A generator is closed when the client is
+        through, or has given up: then nothing has been sent (``try: ... finally:``).
+        """
+        return iter(())
+
+    def load_precopy_data(self, data: bytes) -> None:
+        """One piece of :meth:`precopy_data`; all come, in order, before :meth:`load_state`."""
+        raise NotImplementedError
 
     # Services
 

@@ -83,3 +83,21 @@ class MSIXState:
         bit = 1 << vector % 8
         kept = self._pba[vector // 8] & ~bit
         self._pba[vector // 8] = kept | bit if pending else kept
+
+    # Migration
+
+    def save(self) -> bytes:
+        """Table and pending bits, for :meth:`load`."""
+        return bytes(self._table + self._pba)
+
+    def check_saved(self, saved: Buffer) -> None:
+        """Raise ValueError where :meth:`save` cannot have given it."""
+        if len(saved) != len(self._table) + len(self._pba):
+            raise ValueError(f"{len(saved)} bytes of MSI-X table")
+        if int.from_bytes(saved[len(self._table) :], "little") >> self.vectors:
+            raise ValueError("a pending vector that the device does not have")
+
+    def load(self, saved: Buffer) -> None:
+        """Take on what was saved and checked."""
+        self._table[:] = saved[: len(self._table)]
+        self._pba[:] = saved[len(self._table) :]

@@ -25,6 +25,7 @@ _LIMITS = {
     "max_descriptors": (1, 1 << 20),
     "max_data": (_MIN_DATA, MAX_DATA),
     "max_queued": (1, 1 << 40),
+    "max_state": (0, 1 << 31),
 }
 
 
@@ -40,6 +41,8 @@ class Quotas:
     :param max_data: data bytes in one message; announced in VERSION, more are refused with EINVAL.
     :param max_queued: bytes of requests queued while the model waits for the client's memory.  A
         client that sends still more is cut off; at other times its socket is left unread instead.
+    :param max_state: bytes of a model's own state in the migration data that it loads; more are
+        refused with EINVAL.  What the server keeps of the device is as much as there is of it.
     :raises ValueError: out of range, or there is not room for two messages in the queue.
     """
 
@@ -48,6 +51,7 @@ class Quotas:
     max_descriptors: int = 4096
     max_data: int = DEFAULT_MAX_DATA_XFER_SIZE
     max_queued: int = 256 << 20
+    max_state: int = 256 << 20
 
     def __post_init__(self) -> None:
         for name, (low, high) in _LIMITS.items():

@@ -32,7 +32,9 @@ class Regions:
     :param config: configuration space.
     :param msix: table and pending bits, if the model has MSI-X.
     :param interrupts: evaluated where a write may have made one deliverable.
+    :param check_runs: raises OSError EBUSY while the device is stopped; called with its lock.
     :param reset: resets the function.
+    :ivar backing: BAR -> the memory of a backed one.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Regions:
         config: ModelConfigSpace,
         msix: MSIXState | None,
         interrupts: Interrupts,
+        check_runs: Callable[[], None],
         reset: Callable[[DeferredAnswers], None],
     ) -> None:
         self._model = model
@@ -50,8 +53,9 @@ class Regions:
         self._config = config
         self._msix = msix
         self._interrupts = interrupts
+        self._check_runs = check_runs
         self._reset = reset
-        self._memory = {
+        self.backing = {
             number: SharedMemory(bar.size, MemoryKind.MEMFD)
             for number, bar in model.bars.items()
             if bar.backed
@@ -76,17 +80,17 @@ class Regions:
             index,
             read_write | RegionFlags.MMAP,
             bar.size,
-            fd=self._memory[index].fd,
+            fd=self.backing[index].fd,
             areas=tuple(MmapArea(*area) for area in bar.mappable),
         )
 
     def memory(self, bar: int) -> ByteArray:
         """The contents of a backed BAR."""
-        return self._memory[bar].array
+        return self.backing[bar].array
 
     def release(self) -> None:
         """Release the memory of the BARs."""
-        for memory in self._memory.values():
+        for memory in self.backing.values():
             memory.release()
 
     # Access
@@ -94,7 +98,7 @@ class Regions:
     def read(self, region: int, offset: int, count: int, deferred: DeferredAnswers) -> Buffer:
         """``count`` bytes of a region.
 
-        :raises OSError: EINVAL outside of it.
+        :raises OSError: EINVAL outside of it; EBUSY for registers while the device is stopped.
         :raises Exception: what the model fails with.
         """
         if region == PCIRegion.ROM:
@@ -105,7 +109,7 @@ class Regions:
                 return self._config.read(offset, count)
         if self._is_memory(region, bar, offset, count):
             with self._model.lock:
-                return self._memory[region].array[offset : offset + count].tobytes()
+                return self.backing[region].array[offset : offset + count].tobytes()
         data = bytearray()
         for at, width in _pieces(offset, count):
             deferred.check()
@@ -154,7 +158,8 @@ class Regions:
                 with self._lock:
                     return self._msix.read(number, offset, width)
             if self._model.bars[number].backed:
-                return self._memory[number].array[offset : offset + width].tobytes()
+                return self.backing[number].array[offset : offset + width].tobytes()
+            self._check_runs()
             answer = self._model.bar_read(number, offset, width)
         value = operator.index(deferred.settle(answer))
         return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
@@ -171,13 +176,15 @@ class Regions:
         else:
             value = int.from_bytes(data, "little")
             with self._model.lock:
+                self._check_runs()
                 answer = self._model.bar_write(number, offset, len(data), value)
             deferred.settle(answer)
 
     def _write_memory(self, number: int, offset: int, data: Buffer) -> None:
         with self._model.lock:
+            self._check_runs()
             contents = np.frombuffer(data, np.uint8)
-            self._memory[number].array[offset : offset + len(data)] = contents
+            self.backing[number].array[offset : offset + len(data)] = contents
 
     def _write_config(self, offset: int, data: Buffer, deferred: DeferredAnswers) -> None:
         with self._model.lock, self._lock:

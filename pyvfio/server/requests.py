@@ -9,12 +9,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pyvfio.server.deferred import DeferredAnswers
-from pyvfio.server.dma_maps import DMAMaps
 from pyvfio.server.failures import note
+from pyvfio.server.features import Features
 from pyvfio.server.function import PCIFunction
+from pyvfio.server.guest_memory import GuestMemory
 from pyvfio.server.io_eventfds import IOEventFDs
+from pyvfio.server.migration import Migration
 from pyvfio.server.model import ModelIOEventFD
 from pyvfio.server.quotas import Quotas
+from pyvfio.server.run_control import Kicks
 from pyvfio.transport.channel import PeerRequest
 from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.layout import Buffer
@@ -38,7 +41,7 @@ class Answer(NamedTuple):
 class Requests:
     """Carries out the commands of one client, one after the other.
 
-    :param maps: the client's DMA maps.
+    :param guest: the client's memory.
     :param deferred: where answers of the model are awaited.
     :param max_fds: descriptors that the client takes in one message.
     :param name: what the log calls the client.
@@ -48,19 +51,22 @@ class Requests:
         self,
         function: PCIFunction,
         *,
-        maps: DMAMaps,
+        guest: GuestMemory,
         deferred: DeferredAnswers,
         quotas: Quotas,
         max_fds: int,
         name: str,
     ) -> None:
         self._function = function
-        self._maps = maps
+        self._maps = guest.maps
         self._deferred = deferred
         self._quotas = quotas
         self._max_fds = max_fds
         self._name = name
-        self._io_eventfds = IOEventFDs(function.model.io_eventfds, self._write, name)
+        self._features = Features(function.migration, guest.log, quotas)
+        self._io_eventfds = IOEventFDs(
+            function.model.io_eventfds, self._write, lambda: deferred.over, name
+        )
 
     def carry_out(self, request: PeerRequest, fds: list[int]) -> Answer:
         """Do what a request asks; descriptors that are kept are removed from ``fds``.
@@ -73,6 +79,11 @@ class Requests:
         if handler is None:
             raise OSError(errno.ENOTSUP, f"{request.command.name} is not served")
         return handler(self, request.message, fds)
+
+    @property
+    def kicks(self) -> Kicks:
+        """The client's eventfds, for who stops the device."""
+        return self._io_eventfds
 
     def close(self) -> None:
         """The client is gone: nothing kicks the model any more."""
@@ -174,6 +185,26 @@ class Requests:
         self._function.reset(self._deferred)
         return Answer(messages.Empty())
 
+    # Migration
+
+    def _feature(self, message: messages.DeviceFeature, fds: list[int]) -> Answer:
+        return Answer(self._features.carry_out(message))
+
+    def _mig_data_read(self, message: messages.MigDataRead, fds: list[int]) -> Answer:
+        self._check_count(message.size)
+        return Answer(messages.MigData(self._migration.read(message.size)))
+
+    def _mig_data_write(self, message: messages.MigDataWrite, fds: list[int]) -> Answer:
+        self._check_count(len(message.data))
+        self._migration.write(message.data)
+        return Answer(messages.Empty())
+
+    @property
+    def _migration(self) -> Migration:
+        if self._function.migration is None:
+            raise OSError(errno.ENOTSUP, "the device cannot be migrated")
+        return self._function.migration
+
 
 def _capabilities(info: RegionInfo) -> bytes:
     """The capability chain behind a region's info: the areas, where not all of it is one."""
@@ -208,4 +239,7 @@ _HANDLERS: dict[Command, Callable[[Requests, Any, list[int]], Answer]] = {
     Command.REGION_WRITE: Requests._region_write,
     Command.REGION_WRITE_MULTI: Requests._region_write_multi,
     Command.DEVICE_RESET: Requests._reset,
+    Command.DEVICE_FEATURE: Requests._feature,
+    Command.MIG_DATA_READ: Requests._mig_data_read,
+    Command.MIG_DATA_WRITE: Requests._mig_data_write,
 }

@@ -42,6 +42,7 @@ _ONLY_ANSWERS = frozenset(
         Command.DEVICE_GET_REGION_INFO,
         Command.DEVICE_GET_REGION_IO_FDS,
         Command.DEVICE_GET_IRQ_INFO,
+        Command.MIG_DATA_READ,
     }
 )
 """Commands that are done for their answers: a client that has left has no use for them.  Its writes
@@ -98,15 +99,16 @@ class Session:
 
     def _serve(self, limits: Limits) -> None:
         maps = DMAMaps(self._quotas, self._function)
+        guest = GuestMemory(maps, self._ask, limits.max_data_xfer_size)
         requests = Requests(
             self._function,
-            maps=maps,
+            guest=guest,
             deferred=self._deferred,
             quotas=self._quotas,
             max_fds=limits.max_msg_fds,
             name=self._channel.name,
         )
-        self._function.attach_client(GuestMemory(maps, self._ask, limits.max_data_xfer_size))
+        self._function.attach_client(guest, requests.kicks)
         try:
             self._carry_out_all(requests)
         finally:

@@ -31,6 +31,7 @@ class Ioctl(IntEnum):
     DEVICE_GET_IRQ_INFO = _BASE + 9
     DEVICE_SET_IRQS = _BASE + 10
     DEVICE_RESET = _BASE + 11
+    MIG_GET_PRECOPY_INFO = _BASE + 21
 
 
 class DeviceIoctl(IntEnum):
@@ -38,6 +39,7 @@ class DeviceIoctl(IntEnum):
 
     GET_PCI_HOT_RESET_INFO = _BASE + 12
     PCI_HOT_RESET = _BASE + 13
+    FEATURE = _BASE + 17
 
 
 class ContainerIoctl(IntEnum):
@@ -46,6 +48,7 @@ class ContainerIoctl(IntEnum):
     IOMMU_GET_INFO = _BASE + 12
     IOMMU_MAP_DMA = _BASE + 13
     IOMMU_UNMAP_DMA = _BASE + 14
+    IOMMU_DIRTY_PAGES = _BASE + 17
 
 
 class Extension(IntEnum):
@@ -69,6 +72,14 @@ class IOMMUInfoFlags(IntFlag):
 
     PGSIZES = 1
     CAPS = 2
+
+
+class DirtyPagesFlags(IntFlag):
+    """``VFIO_IOMMU_DIRTY_PAGES_FLAG_*``, one at a time."""
+
+    START = 1
+    STOP = 2
+    GET_BITMAP = 4
 
 
 class IOMMUCapability(IntEnum):
@@ -163,6 +174,41 @@ class HotReset:
     count: int
 
 
+@dataclass(slots=True)
+class Bitmap:
+    """``struct vfio_bitmap``: where the kernel puts ``size`` bytes, a bit for each page."""
+
+    pgsize: int
+    size: int
+    data: int
+
+
+@dataclass(slots=True)
+class DirtyPages:
+    """``struct vfio_iommu_type1_dirty_bitmap``; for GET_BITMAP a range follows."""
+
+    argsz: int
+    flags: int
+
+
+@dataclass(slots=True)
+class DirtyRange:
+    """``struct vfio_iommu_type1_dirty_bitmap_get`` before its :class:`Bitmap`."""
+
+    iova: int
+    size: int
+
+
+@dataclass(slots=True)
+class PrecopyInfo:
+    """``struct vfio_precopy_info``, bytes."""
+
+    argsz: int
+    flags: int
+    initial_bytes: int
+    dirty_bytes: int
+
+
 GROUP_STATUS = Layout(GroupStatus, "I I", "struct vfio_group_status")
 IOMMU_INFO = Layout(IOMMUInfo, "I I Q I", "struct vfio_iommu_type1_info")
 IOVA_RANGES = Layout(IOVARanges, "I I")
@@ -172,6 +218,21 @@ IOMMU_MIGRATION = Layout(IOMMUMigration, "I I Q Q")
 HOT_RESET_INFO = Layout(HotResetInfo, "I I I", "struct vfio_pci_hot_reset_info")
 DEPENDENT_DEVICE = Layout(DependentDevice, "I H B B", "struct vfio_pci_dependent_device")
 HOT_RESET = Layout(HotReset, "I I I", "struct vfio_pci_hot_reset")
+BITMAP = Layout(Bitmap, "Q Q Q", "struct vfio_bitmap")
+DIRTY_PAGES = Layout(DirtyPages, "I I", "struct vfio_iommu_type1_dirty_bitmap")
+DIRTY_RANGE = Layout(DirtyRange, "Q Q", "struct vfio_iommu_type1_dirty_bitmap_get")
+PRECOPY_INFO = Layout(PrecopyInfo, "I I Q Q", "struct vfio_precopy_info")
 
-LAYOUTS = (GROUP_STATUS, IOMMU_INFO, IOVA_RANGE, HOT_RESET_INFO, DEPENDENT_DEVICE, HOT_RESET)
+LAYOUTS = (
+    GROUP_STATUS,
+    IOMMU_INFO,
+    IOVA_RANGE,
+    HOT_RESET_INFO,
+    DEPENDENT_DEVICE,
+    HOT_RESET,
+    BITMAP,
+    DIRTY_PAGES,
+    DIRTY_RANGE,
+    PRECOPY_INFO,
+)
 """Every layout that has a C type of its own."""

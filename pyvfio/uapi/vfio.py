@@ -124,6 +124,45 @@ class FeatureFlags(IntFlag):
 FEATURE_MASK = 0xFFFF
 
 
+class Feature(IntEnum):
+    """``VFIO_DEVICE_FEATURE_*``: what DEVICE_FEATURE can be asked for."""
+
+    PCI_VF_TOKEN = 0
+    MIGRATION = 1
+    MIG_DEVICE_STATE = 2
+    LOW_POWER_ENTRY = 3
+    LOW_POWER_ENTRY_WITH_WAKEUP = 4
+    LOW_POWER_EXIT = 5
+    DMA_LOGGING_START = 6
+    DMA_LOGGING_STOP = 7
+    DMA_LOGGING_REPORT = 8
+    MIG_DATA_SIZE = 9
+
+
+class MigrationFlags(IntFlag):
+    """``VFIO_MIGRATION_*``: which states a device has besides ERROR and RUNNING.
+
+    STOP_COPY, which is always set, stands for STOP, STOP_COPY and RESUMING.
+    """
+
+    STOP_COPY = 1
+    P2P = 2
+    PRE_COPY = 4
+
+
+class DeviceState(IntEnum):
+    """``enum vfio_device_mig_state``."""
+
+    ERROR = 0
+    STOP = 1
+    RUNNING = 2
+    STOP_COPY = 3
+    RESUMING = 4
+    RUNNING_P2P = 5
+    PRE_COPY = 6
+    PRE_COPY_P2P = 7
+
+
 @dataclass(slots=True)
 class DeviceInfo:
     """``struct vfio_device_info`` up to what the wire carries; the kernel adds ``cap_offset``."""
@@ -232,6 +271,60 @@ class DeviceFeature:
     flags: int
 
 
+@dataclass(slots=True)
+class FeatureMigration:
+    """``struct vfio_device_feature_migration``; see :class:`MigrationFlags`."""
+
+    flags: int
+
+
+@dataclass(slots=True)
+class FeatureState:
+    """``struct vfio_device_feature_mig_state``; ``data_fd`` means nothing on the wire."""
+
+    device_state: int
+    data_fd: int
+
+
+@dataclass(slots=True)
+class FeatureDataSize:
+    """``struct vfio_device_feature_mig_data_size``, bytes."""
+
+    stop_copy_length: int
+
+
+@dataclass(slots=True)
+class LoggingControl:
+    """``struct vfio_device_feature_dma_logging_control`` up to the ranges.
+
+    They follow on the wire; the kernel is given their address.  None at all stands for everything.
+    """
+
+    page_size: int
+    num_ranges: int
+    reserved: int
+
+
+@dataclass(slots=True)
+class LoggingRange:
+    """``struct vfio_device_feature_dma_logging_range``, bytes."""
+
+    iova: int
+    length: int
+
+
+@dataclass(slots=True)
+class LoggingReport:
+    """``struct vfio_device_feature_dma_logging_report`` up to the bitmap.
+
+    It follows in the reply on the wire; the kernel is given its address.
+    """
+
+    iova: int
+    length: int
+    page_size: int
+
+
 DEVICE_INFO = Layout(DeviceInfo, "I I I I", "struct vfio_device_info")
 REGION_INFO = Layout(RegionInfo, "I I I I Q Q", "struct vfio_region_info")
 CAPABILITY_HEADER = Layout(CapabilityHeader, "H H I", "struct vfio_info_cap_header")
@@ -243,6 +336,12 @@ IRQ_SET = Layout(IRQSet, "I I I I I", "struct vfio_irq_set")
 DMA_MAP = Layout(DMAMap, "I I Q Q Q", "struct vfio_iommu_type1_dma_map")
 DMA_UNMAP = Layout(DMAUnmap, "I I Q Q", "struct vfio_iommu_type1_dma_unmap")
 DEVICE_FEATURE = Layout(DeviceFeature, "I I", "struct vfio_device_feature")
+FEATURE_MIGRATION = Layout(FeatureMigration, "Q", "struct vfio_device_feature_migration")
+FEATURE_STATE = Layout(FeatureState, "I i", "struct vfio_device_feature_mig_state")
+FEATURE_DATA_SIZE = Layout(FeatureDataSize, "Q", "struct vfio_device_feature_mig_data_size")
+LOGGING_CONTROL = Layout(LoggingControl, "Q I I", "struct vfio_device_feature_dma_logging_control")
+LOGGING_RANGE = Layout(LoggingRange, "Q Q", "struct vfio_device_feature_dma_logging_range")
+LOGGING_REPORT = Layout(LoggingReport, "Q Q Q", "struct vfio_device_feature_dma_logging_report")
 
 LAYOUTS = (
     DEVICE_INFO,
@@ -254,5 +353,11 @@ LAYOUTS = (
     DMA_MAP,
     DMA_UNMAP,
     DEVICE_FEATURE,
+    FEATURE_MIGRATION,
+    FEATURE_STATE,
+    FEATURE_DATA_SIZE,
+    LOGGING_CONTROL,
+    LOGGING_RANGE,
+    LOGGING_REPORT,
 )
 """Every layout that has a C type of its own."""

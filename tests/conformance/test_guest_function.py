@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from pyvfio.emulator import FunctionOptions, GuestFunction, realized
+from pyvfio.dirty import DirtyKind
+from pyvfio.emulator import Bus, FunctionOptions, GuestFunction, realized
 from pyvfio.emulator.realized import STEPS, RealizedFunction
 from pyvfio.errors import RegionError, StateError
 from pyvfio.pci.device import PCIDevice
@@ -134,6 +135,30 @@ def test_dma_goes_to_the_memory_of_the_guest(machine: SmallMachine, guest: Guest
     machine.memory.write_bytes(0x2000, data)
     copy_by_dma(guest, bar, 0x2000, 0x9000, len(data))
     assert machine.memory.read_bytes(0x9000, len(data)) == data
+
+
+def test_pages_that_the_device_writes_are_told(machine: SmallMachine, guest: Guest) -> None:
+    bar = guest.place_bars()[0]
+    machine.topology.log_start()
+    machine.topology.log_sync()
+    machine.ram.take_dirty()
+    copy_by_dma(guest, bar, 0x2000, 0x9000, 64)
+    machine.topology.log_sync()
+    found = machine.ram.take_dirty()
+    assert 0x9000 in found
+    if guest.function.dev.dma.dirty.kind is DirtyKind.DEVICE:
+        assert found.page_numbers().tolist() == [9]
+    machine.topology.log_stop()
+    assert guest.function.dev.dma.dirty.kind is None
+
+
+def test_pages_of_memory_that_is_taken_away_are_told(machine: SmallMachine, guest: Guest) -> None:
+    bar = guest.place_bars()[0]
+    machine.topology.log_start()
+    copy_by_dma(guest, bar, 0x2000, 0x9000, 64)
+    machine.memory_root.remove(machine.ram)
+    assert 0x9000 in machine.ram.take_dirty()
+    machine.topology.log_stop()
 
 
 def test_memory_that_the_guest_gets_later_is_reached_as_well(
@@ -267,10 +292,33 @@ def test_the_state_of_another_kind_of_function_is_refused(
 ) -> None:
     before = function.save()
     function.unrealize()
-    with GuestFunction(function.dev, FunctionOptions(device_id=0x1111)) as other:
-        other.realize(machine.bus, SLOT)
-        with pytest.raises(StateError, match="configuration space"):
-            other.load(before)
+    for options in (FunctionOptions(device_id=0x1111), FunctionOptions(subsystem_id=0x1111)):
+        with GuestFunction(function.dev, options) as other:
+            other.realize(machine.bus, SLOT)
+            at_first = other.save()
+            with pytest.raises(StateError, match="configuration space"):
+                other.load(before)
+            assert other.save() == at_first
+
+
+def test_a_load_that_the_device_fails_leaves_what_the_state_says(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar = guest.place_bars()[0]
+    guest.enable_msi()
+    state = guest.function.save()
+    guest.function.reset()
+
+    def refuse(*_: object) -> None:
+        raise RegionError("it fails as it is meant to", errno=errno.EIO)
+
+    config = guest.function.realized.config
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "device_set", refuse)
+        with pytest.raises(RegionError, match="as it is meant to"):
+            guest.function.load(state)
+    assert guest.function.realized.registers.address(0) == bar
+    assert guest.function.realized.interrupts.mode is PCIIRQ.MSI
 
 
 # Life
@@ -364,6 +412,49 @@ def test_memory_that_cannot_be_mapped_keeps_a_function_off_the_bus(
     in_the_way.close()
     function.realize(machine.bus, SLOT)
     function.unrealize()
+
+
+def test_a_device_is_one_function_at_a_time(machine: SmallMachine, function: GuestFunction) -> None:
+    with pytest.raises(ValueError, match="as another function"):
+        GuestFunction(function.dev).realize(machine.bus, SLOT + 1)
+    assert function.config_read(0, 4) == 0x11E8_1234
+    assert function.realized.interrupts.mode is PCIIRQ.INTX
+
+
+def test_functions_on_two_buses_of_a_machine_may_share_their_maps(
+    machine: SmallMachine, function: GuestFunction
+) -> None:
+    other = Bus(
+        machine.topology,
+        memory=machine.memory_root,
+        io=machine.io_root,
+        dma=machine.memory,
+        host=machine.host,
+    )
+    listener = function.realized.dma_listener
+    assert other.attach(function.dev.dma, "the same container") is listener
+    other.detach(listener)
+    assert listener.mappings
+
+
+def test_what_the_guest_has_set_is_not_there_for_the_next(
+    machine: SmallMachine, test_guest: Guest
+) -> None:
+    placed = test_guest.place_bars()
+    test_guest.write32(placed[REGISTERS] + Dev.SCRATCH, 0xCAFE)
+    test_guest.function.unrealize()
+    test_guest.function.realize(machine.bus, SLOT)
+    placed = test_guest.place_bars()
+    assert test_guest.read32(placed[REGISTERS] + Dev.SCRATCH) == 0
+
+
+def test_a_pin_that_leads_elsewhere_is_asked_for_again(edu: PCIDevice) -> None:
+    with SmallMachine(takes_eventfds=True) as machine, GuestFunction(edu) as function:
+        function.realize(machine.bus, SLOT)
+        before = len(machine.host.routes)
+        function.pin_rerouted()
+        assert len(machine.host.routes) == before + 1
+        assert not machine.host.routes[before - 1].open
 
 
 def test_a_function_is_realized_once(machine: SmallMachine, function: GuestFunction) -> None:

@@ -71,6 +71,18 @@ def served(path: Path) -> Iterator[Callable[[str], ServerProcess]]:
         server.stop()
 
 
+@pytest.fixture(scope="module")
+def movable(host: Callable[..., ServerProcess]) -> ServerProcess:
+    """A server of a device that migrates, with registers and without pre-copy."""
+    return host("tests.fault.migrating:Movable")
+
+
+@pytest.fixture(scope="module")
+def streaming(host: Callable[..., ServerProcess]) -> ServerProcess:
+    """A server of a device that sends its registers in pre-copy."""
+    return host("tests.fault.migrating:Streaming")
+
+
 @pytest.fixture
 def guest() -> Guest:
     """A guest without memory."""

@@ -192,7 +192,8 @@ class Peer:
         """Send bytes; the descriptors go with the first of them."""
         with self._send_lock:
             sent = socket.send_fds(self.sock, [data], fds) if fds else 0
-            self.sock.sendall(data[sent:])
+            if sent < len(data):  # no bytes at all would fail where the other end has gone
+                self.sock.sendall(data[sent:])
 
     def receive(self) -> Message:
         """One whole message; raises EOFError where the stream ends."""

@@ -95,6 +95,22 @@ def test_a_function_without_a_device_leaves_its_bus(
     dev.close()
 
 
+def test_an_interrupt_that_came_before_the_loss_is_delivered(
+    machine: SmallMachine, edu_device: PCIDevice, served: Served
+) -> None:
+    with GuestFunction(edu_device) as function:
+        function.realize(machine.bus, SLOT)
+        guest = Guest(machine, function)
+        bar = guest.place_bars()[0]
+        guest.enable_msi(0x44)
+        guest.write32(bar + Edu.IRQ_RAISE, 1)
+        assert guest.read32(bar + Edu.IRQ_STATUS) == 1
+        served("edu")
+        assert eventually(lambda: edu_device.lost)
+        function.reconnect(timeout=20)
+        assert machine.host.messages == [(ADDRESS, 0x44)]
+
+
 def test_the_reset_of_a_device_that_is_gone_says_so(
     machine: SmallMachine, path: Path, served: Served
 ) -> None:

@@ -162,8 +162,7 @@ BAD_DMA_UNMAP = {
 
 
 NOT_OFFERED = {
-    "migration": (raw.DEVICE_FEATURE, unhex("10000000 01000100")),
-    "device state": (raw.DEVICE_FEATURE, unhex("10000000 02000200 01000000 00000000")),
+    "low power": (raw.DEVICE_FEATURE, unhex("08000000 03000200")),
     "no feature": (raw.DEVICE_FEATURE, b""),
     "migration data": (raw.MIG_DATA_READ, struct.pack("<II", 4096 + 8, 4096)),
     "data to migrate": (raw.MIG_DATA_WRITE, struct.pack("<II", 12, 4) + bytes(4)),

@@ -29,12 +29,21 @@ from tests.fault.clients import (
     in_step,
     memfd,
 )
+from tests.fault.moving import feature
 from tests.fault.raw import RawClient, fired
+from tests.fault.raw_migration import (
+    GET,
+    MIGRATION,
+    PROBE,
+    SET,
+    STATE,
+)
 from tests.support import ServerProcess, open_fds
 
 ACCESSES = 0x20
 IO_FDS = struct.pack("<IIII", PAGE, 0, BAR0, 0)
-FEATURE = struct.pack("<II", 16, 1 << 16 | 1)
+LOW_POWER = 3
+"""A feature that is the kernel's only."""
 MIG_READ, MIG_WRITE = struct.pack("<II", 16, 8), struct.pack("<II", 16, 8) + bytes(8)
 EVENTFDS = raw.EVENTFD | raw.TRIGGER
 LONG = 1 << 30
@@ -197,14 +206,15 @@ REFUSED = {
         errno.EINVAL,
     ),
     "SET_IRQS cut short": (raw.SET_IRQS, bytes(19), errno.EINVAL),
-    "a feature": (raw.DEVICE_FEATURE, FEATURE, errno.ENOTSUP),
-    "a probe of a feature": (
-        raw.DEVICE_FEATURE,
-        struct.pack("<II", 8, 1 << 18 | 1 << 16 | 1),
-        errno.ENOTSUP,
-    ),
-    "migration data to read": (raw.MIG_DATA_READ, MIG_READ, errno.ENOTSUP),
-    "migration data to write": (raw.MIG_DATA_WRITE, MIG_WRITE, errno.ENOTSUP),
+    "a feature": (raw.DEVICE_FEATURE, feature(GET | LOW_POWER), errno.ENOTSUP),
+    "a probe of a feature": (raw.DEVICE_FEATURE, feature(PROBE | LOW_POWER), errno.ENOTSUP),
+    "a method of a feature": (raw.DEVICE_FEATURE, feature(SET | MIGRATION), errno.ENOTSUP),
+    "a probe of a method": (raw.DEVICE_FEATURE, feature(PROBE | SET | MIGRATION), errno.ENOTSUP),
+    "a feature without a method": (raw.DEVICE_FEATURE, feature(MIGRATION), errno.EINVAL),
+    "get and set": (raw.DEVICE_FEATURE, feature(GET | SET | STATE, bytes(8)), errno.EINVAL),
+    "a flag": (raw.DEVICE_FEATURE, feature(GET | MIGRATION | 1 << 19), errno.EINVAL),
+    "migration data to read": (raw.MIG_DATA_READ, MIG_READ, errno.EINVAL),
+    "migration data to write": (raw.MIG_DATA_WRITE, MIG_WRITE, errno.EINVAL),
     "a feature, argsz 7": (raw.DEVICE_FEATURE, struct.pack("<II", 7, 1), errno.EINVAL),
     "migration data of another size": (
         raw.MIG_DATA_WRITE,
@@ -289,7 +299,7 @@ SILENT = {
         raw.write_multi((BAR0, TEST_SCRATCH, b"\1"), (BAR0, TEST_SCRATCH + 1, b"\2")),
         lambda client: client.read(BAR0, TEST_SCRATCH, 2) == b"\1\2",
     ),
-    raw.DEVICE_FEATURE: Silent(FEATURE),
+    raw.DEVICE_FEATURE: Silent(feature(GET | MIGRATION)),
     raw.MIG_DATA_READ: Silent(MIG_READ),
     raw.MIG_DATA_WRITE: Silent(MIG_WRITE),
 }

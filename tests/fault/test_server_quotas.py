@@ -27,7 +27,9 @@ from tests.fault.clients import (
     memfd,
     serves,
 )
+from tests.fault.moving import data_read, feature
 from tests.fault.raw import RawClient
+from tests.fault.raw_migration import GET
 from tests.support import ServerProcess, eventually, in_threads, open_fds, resident
 
 MAX_MAPS, MAX_MAPPED, MAX_FDS, MAX_DATA, MAX_QUEUED = 4, 8 * PAGE, 3, 4096, 1 << 20
@@ -170,16 +172,26 @@ def test_a_message_beyond_all_quotas_ends_the_connection(small: ServerProcess) -
 # The queue
 
 
+COSTLY = {
+    "data": (raw.REGION_WRITE, raw.register_write(BAR2, 0, bytes(MAX_DATA))),
+    "reads": (raw.REGION_READ, raw.region_range(BAR2, 0, MAX_DATA)),
+    "reads of migration data": (raw.MIG_DATA_READ, data_read(MAX_DATA)),
+    "features": (raw.DEVICE_FEATURE, feature(GET, argsz=MAX_DATA)),
+}
+"""What is sent, or has to be answered with, MAX_DATA bytes."""
+
+
+@pytest.mark.parametrize(("command", "payload"), COSTLY.values(), ids=COSTLY)
 def test_a_client_that_queues_too_much_while_it_is_asked_is_cut_off(
-    asking: ServerProcess,
+    asking: ServerProcess, command: int, payload: bytes
 ) -> None:
-    write = raw.frame(raw.REGION_WRITE, raw.register_write(BAR2, 0, bytes(MAX_DATA)))
+    request = raw.frame(command, payload)
     with RawClient(asking.path) as client:
         client.negotiate()
         have_callback_ask(client)
         with suppress(ConnectionError):  # cut off before the end
-            for _ in range(4 * MAX_QUEUED // MAX_DATA):
-                client.send(write)
+            for _ in range(2 * MAX_QUEUED // MAX_DATA):
+                client.send(request)
         assert client.ended()
     assert serves(asking)
 
@@ -260,6 +272,8 @@ def test_a_server_without_descriptors_serves_the_next_client_when_it_has_some(
         {"max_data": 7},
         {"max_data": (64 << 20) + 1},
         {"max_queued": 1 << 20},
+        {"max_state": -1},
+        {"max_state": (1 << 31) + 1},
     ],
     ids=str,
 )

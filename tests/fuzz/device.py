@@ -9,6 +9,7 @@ import socket
 import struct
 
 from pyvfio.uapi import chain, vfio
+from pyvfio.uapi.vfio import DeviceState, Feature, FeatureFlags
 from pyvfio.wire import messages as m
 from pyvfio.wire.header import Command
 from pyvfio.wire.version import Capabilities
@@ -64,6 +65,7 @@ class Device:
         self._mapped = rng.random() < 0.5
         self._twin = rng.random() < 0.7
         self.twin: socket.socket | None = None
+        self._state = int(DeviceState.RUNNING)
 
     def answer(self, command: Command, asked: m.Request) -> tuple[m.Message, list[int]]:
         """The payload, and the descriptors that go with it."""
@@ -78,7 +80,32 @@ class Device:
             return found, [self._stock.event] * 2 if found.sub_regions else []
         if isinstance(asked, m.RegionRead):
             return m.RegionData(asked.offset, asked.region, self._read(asked)), []
+        if isinstance(asked, m.DeviceFeature | m.MigDataRead):
+            return self._migration(asked), []
         return ANSWERS[command](asked), []
+
+    def _migration(self, asked: m.DeviceFeature | m.MigDataRead) -> m.Message:
+        if isinstance(asked, m.MigDataRead):
+            size = self._rng.choice((0, 0, 1, asked.size))
+            return m.MigData(bytes(min(size, asked.size, 1 << 20)))
+        data = self._feature(asked)
+        return m.DeviceFeature(8 + len(data), asked.flags, data)
+
+    def _feature(self, asked: m.DeviceFeature) -> bytes:
+        """What comes back of a feature: it is there, and says what it is asked."""
+        data, get = bytes(asked.data), asked.flags & FeatureFlags.GET
+        if asked.flags & FeatureFlags.PROBE:
+            return data
+        feature = asked.flags & vfio.FEATURE_MASK
+        if feature == Feature.MIG_DEVICE_STATE and get:
+            return vfio.FEATURE_STATE.pack(self._state, -1)
+        if feature == Feature.MIG_DEVICE_STATE and len(data) >= vfio.FEATURE_STATE.size:
+            self._state = vfio.FEATURE_STATE.unpack_from(data).device_state
+        elif feature == Feature.DMA_LOGGING_REPORT and get:
+            return data + self._rng.randbytes(max(0, min(asked.argsz, 1 << 16) - 8 - len(data)))
+        elif get:
+            return struct.pack("=Q", self._rng.choice((1, 5, 5, 7)))
+        return data
 
     def _read(self, asked: m.RegionRead) -> bytes:
         if asked.region != CONFIG:

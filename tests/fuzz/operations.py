@@ -13,7 +13,7 @@ from pyvfio.cli.describe import describe
 from pyvfio.errors import VFIOError
 from pyvfio.pci.registers import decode
 from pyvfio.region import Region
-from pyvfio.uapi.vfio import DMAMapFlags, IRQSetFlags
+from pyvfio.uapi.vfio import DeviceState, DMAMapFlags, IRQSetFlags
 from pyvfio.wire.commands import COMMANDS, Role
 from pyvfio.wire.messages import PayloadError
 from tests.fuzz import values
@@ -198,6 +198,46 @@ def _reconnect(user: User) -> None:
         user.irqs = [irqs for irqs in user.irqs if not irqs.closed]
 
 
+def _save(user: User) -> None:
+    """Some of a device's state, or all of it; now and then it is given up."""
+    with user.dev.migration.save(precopy=user.rng.random() < 0.5) as f:
+        f.read(user.rng.choice((1, 64, 5000)))
+        if user.rng.random() < 0.2:
+            f.abort()
+            return
+        f.stop()
+        f.read(user.rng.choice((1, 64, 5000)))
+        f.read(64)
+
+
+def _load(user: User) -> None:
+    with user.dev.migration.load() as f:
+        f.write(bytes(user.rng.choice((0, 1, 64, 100_000))))
+
+
+def _change_state(user: User) -> None:
+    states = [state for state in DeviceState if state is not DeviceState.ERROR]
+    user.dev.migration.set_state(user.rng.choice(states))
+    str(user.dev.migration.state)
+    user.dev.migration.data_size()
+
+
+def _track(user: User) -> None:
+    """Dirty pages: begin, ask, unmap with them, end."""
+    dirty, rng = user.dev.dma.dirty, user.rng
+    if dirty.kind is None:
+        smallest = max(PAGE, user.dev.dma.page_size)
+        dirty.start(rng.choice((None, smallest, min(4 * smallest, 1 << 30))))
+    for _ in range(rng.randrange(3)):
+        str(dirty.report(PAGE * rng.randrange(64), PAGE * rng.randrange(1, 64)))
+    mappings = [found for found in user.dev.dma.mappings if found.memory is user.memory]
+    if mappings and rng.random() < 0.5:
+        found = rng.choice(mappings)
+        list(user.dev.dma.unmap(found.iova, found.size, dirty=True).ranges())
+    if rng.random() < 0.3:
+        dirty.stop()
+
+
 def _any_command(user: User) -> None:
     """Whatever the table of commands has, the vectors use it or not."""
     specs = [spec for spec in COMMANDS.values() if spec.sender is Role.CLIENT]
@@ -224,6 +264,7 @@ OPERATIONS: tuple[Callable[[User], None], ...] = (
     *(_describe, _decode, _capabilities, _info),
     *(_enable, _enable, _watch, _interrupt, _interrupt, _disable, _set_irqs),
     *(_alloc, _alloc, _free, _map, _map, _unmap, _unmap_all, _batch, _batch),
+    *(_save, _load, _change_state, _track, _track),
     *(_reset, _reconnect, _any_command, _any_command, _any_command),
 )
 """What may be done next, the usual more often."""

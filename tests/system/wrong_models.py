@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""edu models that are wrong in one way each; the demo must notice every one."""
+"""Models that are wrong in one way each; the demo must notice every edu among them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pyvfio.models import edu
+from pyvfio.models.testdev import REGISTERS, TestDevice
+from pyvfio.server.model import ModelBAR
 from pyvfio.uapi.layout import Buffer
 
 
@@ -64,3 +69,9 @@ class DeafPin(edu.Edu):
 
     def set_intx(self, level: bool) -> None:
         super().set_intx(False)
+
+
+class LikeTestDevice(TestDevice):
+    """Has the ids of the test device, and a larger BAR."""
+
+    bars: ClassVar[Mapping[int, ModelBAR]] = {**TestDevice.bars, REGISTERS: ModelBAR(8192)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import threading
 from collections.abc import Callable, Iterator
 
@@ -301,6 +302,69 @@ def test_the_host_is_asked_without_the_lock(model: Edu, host: Services) -> None:
     run_dma(model, 0x1000, BUFFER, 16, TO_DEVICE)
     run_dma(model, BUFFER, 0x1000, 16, TO_HOST)
     assert host.lock_was_free == [True, True]
+
+
+# Migration
+
+
+class Slow(Services):
+    """Takes its time over DMA."""
+
+    def __init__(self, model: DeviceModel) -> None:
+        super().__init__(model)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def _dma(self, verb: str, address: int, size: int) -> None:
+        self.begun.set()
+        assert self.go_on.wait(5)
+
+
+def stop(model: DeviceModel) -> None:
+    """As the server stops a model."""
+    with model.lock:
+        model.stopped()
+
+
+def stops_behind_its_dma(model: DeviceModel, host: Slow) -> bool:
+    """Whether a model that has begun a DMA comes to rest when it is over, and not before."""
+    assert host.begun.wait(5)
+    stopping = threading.Thread(target=stop, args=(model,))
+    stopping.start()
+    stopping.join(0.05)
+    waited = stopping.is_alive()
+    host.go_on.set()
+    stopping.join()
+    return waited
+
+
+def test_a_dma_under_way_ends_before_the_device_is_stopped(model: Edu) -> None:
+    host = Slow(model)
+    model.attach(host)
+    start_dma(model, 0x1000, BUFFER, 16, TO_DEVICE | WITH_IRQ)
+    assert stops_behind_its_dma(model, host)
+    assert not read(model, edu.DMA_COMMAND) & edu.DMA_RUN
+    assert (host.levels, read(model, edu.IRQ_STATUS)) == ([True], edu.DMA_DONE_IRQ)
+
+
+def test_a_stopped_device_begins_nothing_until_it_runs(model: Edu, host: Services) -> None:
+    with model.lock:
+        start_dma(model, 0x1000, BUFFER, 16, TO_DEVICE)
+        write(model, edu.FACTORIAL, 5)
+        model.stopped()
+        saved = model.save_state()
+    assert (host.asked, is_computed(model)) == ([], False)
+    with model.lock:
+        assert model.save_state() == saved
+        model.started()
+    assert eventually(lambda: is_computed(model))
+    assert eventually(lambda: not read(model, edu.DMA_COMMAND) & edu.DMA_RUN)
+    assert host.asked == [("read", 0x1000, 16)]
+
+
+@pytest.mark.parametrize("size", [0, 1, -1])
+def test_a_state_of_another_size_is_refused(model: Edu, size: int) -> None:
+    with pytest.raises(struct.error):
+        model.load_state(model.save_state()[:size], 1)
 
 
 # Reset and the end

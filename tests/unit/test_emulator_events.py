@@ -119,6 +119,11 @@ def test_a_timer_is_not_called_before_its_time(events: Events) -> None:
     assert 900 < events.timeout <= 1000
 
 
+@pytest.mark.parametrize("timeout", [-0.001, -1000, float("-inf")])
+def test_a_time_that_is_over_is_not_waited_for(events: Events, timeout: float) -> None:
+    assert events.dispatch(timeout) == 0
+
+
 def test_closing_closes_the_eventfds_that_are_left() -> None:
     events = Events()
     event = events.eventfd(lambda: None)

@@ -35,6 +35,7 @@ TREE: dict[type[VFIOError], tuple[type[VFIOError], type[Exception] | None]] = {
     errors.ResetError: (errors.OperationError, OSError),
     errors.DMAError: (errors.OperationError, OSError),
     errors.DMABatchError: (errors.DMAError, OSError),
+    errors.MigrationError: (errors.OperationError, OSError),
     errors.BindError: (errors.OperationError, OSError),
     errors.RemoteError: (errors.OperationError, OSError),
     errors.ProtocolError: (VFIOError, None),

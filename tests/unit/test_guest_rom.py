@@ -104,6 +104,22 @@ def test_a_device_without_one_shows_none(testdev: PCIDevice) -> None:
     assert guest_rom(testdev).region is None
 
 
+def test_a_rom_that_could_not_be_read_is_read_again_after_a_reset(
+    dev: PCIDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rom = guest_rom(dev)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "it fails as it is meant to")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dev.base.device_io, "region_read", refuse)
+        assert contents(rom) == b"\xff" * 4096
+    assert contents(rom) == b"\xff" * 4096
+    rom.forget()
+    assert contents(rom) == ROM.ljust(4096, b"\xff")
+
+
 # Ids that are overridden
 
 

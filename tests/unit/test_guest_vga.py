@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyvfio
+from pyvfio.emulator import FunctionOptions, GuestFunction
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.vga import GuestVGA
 from pyvfio.errors import UnsupportedError
@@ -86,6 +87,32 @@ def test_what_is_decoded_already_is_there_at_once(
 ) -> None:
     config.write(pci.COMMAND.offset, 2, BOTH)
     with GuestVGA(dev, config, map_.bus):
+        assert (map_.seen(), map_.seen(map_.io)) == (MEMORY, PORTS)
+
+
+def test_a_command_register_that_nobody_wrote_is_followed_when_asked(
+    dev: PCIDevice, config: EmulatedConfig, map_: GuestMap
+) -> None:
+    with GuestVGA(dev, config, map_.bus) as vga:
+        config.write(pci.COMMAND.offset, 2, BOTH)
+        config.reset()
+        vga.update()
+        assert (map_.seen(), map_.seen(map_.io)) == ([], [])
+        config.set(pci.COMMAND, BOTH)
+        vga.update()
+        assert (map_.seen(), map_.seen(map_.io)) == (MEMORY, PORTS)
+
+
+def test_the_ranges_follow_a_reset_and_a_load_of_their_function(
+    dev: PCIDevice, map_: GuestMap
+) -> None:
+    with GuestFunction(dev, FunctionOptions(vga=True)) as function:
+        function.realize(map_.bus, 0)
+        function.config_write(pci.COMMAND.offset, 2, BOTH)
+        state = function.save()
+        function.reset()
+        assert (map_.seen(), map_.seen(map_.io)) == ([], [])
+        function.load(state)
         assert (map_.seen(), map_.seen(map_.io)) == (MEMORY, PORTS)
 
 

@@ -183,6 +183,20 @@ def test_a_port_that_nobody_has_reads_as_ones(machine: Machine) -> None:
 # The memory map changes while the guest runs
 
 
+def test_the_legacy_vga_range_of_a_device_is_in_front_of_the_ram(machine: Machine) -> None:
+    registers = Registers()
+    vga = MMIORegion("vga", 0x20000, registers)
+    machine.memory.write(0xA0000, 4, 0x1234_5678)
+    machine.bus.memory.add(vga, 0xA0000, 1)
+    machine.load(CODE, load(0xA0000) + store(RESULT) + HLT)
+    machine.start(CODE, STACK)
+    assert machine.run(SECONDS).outcome is Outcome.HALTED
+    assert registers.accesses == [("read", 0, 4, 0x1111_1111)]
+    assert machine.memory.read(RESULT, 4) == 0x1111_1111
+    machine.bus.memory.remove(vga)
+    assert machine.memory.read(0xA0000, 4) == 0x1234_5678
+
+
 @pytest.mark.usefixtures("function")
 def test_a_bar_appears_moves_and_goes_as_the_guest_programs_it(machine: Machine) -> None:
     def config(register: int, value: int) -> bytes:

@@ -457,6 +457,19 @@ def test_capabilities_that_cannot_be_are_refused(declarations: dict[str, Any]) -
         declared(**declarations)
 
 
+@pytest.mark.parametrize(
+    "declarations",
+    [
+        {"migration_version": -1},
+        {"migration_version": 1 << 32},
+        {"migration_version": 1, "resettable": False},
+    ],
+)
+def test_migration_that_cannot_be_is_refused(declarations: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="migrat"):
+        declared(**declarations)
+
+
 KICK = ModelIOEventFD
 REGISTERS: dict[str, Any] = {"bars": {0: ModelBAR(4096), 2: ModelBAR(4096, backed=True)}}
 IMPOSSIBLE_IO_EVENTFDS: dict[str, dict[str, Any]] = {

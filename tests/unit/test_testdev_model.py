@@ -14,7 +14,7 @@ from pyvfio.memory import ByteArray
 from pyvfio.models import testdev
 from pyvfio.models.testdev import DMA_COUNT, DMA_RUN, REGISTERS, TO_DEVICE, TestDevice
 from tests.support import eventually
-from tests.unit.test_edu_model import Services
+from tests.unit.test_edu_model import Services, Slow, stops_behind_its_dma
 
 COUNT = 16
 
@@ -99,6 +99,31 @@ def test_a_dma_that_lacks_memory_is_an_error(model: TestDevice, host: Host) -> N
     host.during_dma = fail
     start(model)
     assert finish(model) == errno.ENOMEM
+
+
+class SlowHost(Slow, Host):
+    """Takes its time over DMA."""
+
+
+def test_a_dma_under_way_ends_before_the_device_is_stopped(model: TestDevice) -> None:
+    host = SlowHost(model)
+    model.attach(host)
+    start(model)
+    assert stops_behind_its_dma(model, host)
+    assert result(model) == 0
+
+
+def test_a_stopped_device_begins_nothing_until_it_runs(model: TestDevice, host: Host) -> None:
+    with model.lock:
+        model.stopped()
+        start(model)
+        saved = model.save_state()
+    assert (result(model), host.asked) == (errno.EINPROGRESS, [])
+    with model.lock:
+        model.load_state(saved, 1)
+        model.started()
+    assert finish(model) == 0
+    assert len(host.asked) == 1
 
 
 def test_it_can_be_closed_while_a_dma_runs() -> None:

@@ -27,6 +27,24 @@ NEWER = """
 #ifndef VFIO_DEVICE_FLAGS_CDX /* Linux 6.4 */
 #define VFIO_DEVICE_FLAGS_CDX (1 << 8)
 #endif
+#ifndef VFIO_MIGRATION_PRE_COPY /* Linux 6.2 */
+#define VFIO_MIGRATION_PRE_COPY (1 << 2)
+#define VFIO_DEVICE_STATE_PRE_COPY 6
+#define VFIO_DEVICE_STATE_PRE_COPY_P2P 7
+#define VFIO_MIG_GET_PRECOPY_INFO _IO(VFIO_TYPE, VFIO_BASE + 21)
+struct vfio_precopy_info {
+    __u32 argsz;
+    __u32 flags;
+    __aligned_u64 initial_bytes;
+    __aligned_u64 dirty_bytes;
+};
+#endif
+#ifndef VFIO_DEVICE_FEATURE_MIG_DATA_SIZE /* Linux 6.2 */
+#define VFIO_DEVICE_FEATURE_MIG_DATA_SIZE 9
+struct vfio_device_feature_mig_data_size {
+    __aligned_u64 stop_copy_length;
+};
+#endif
 """
 """What the header of a kernel still in use may lack."""
 
@@ -41,12 +59,16 @@ ENUMS: dict[NumberEnum, str] = {
     vfio.DMAMapFlags: "VFIO_DMA_MAP_FLAG_{}",
     vfio.DMAUnmapFlags: "VFIO_DMA_UNMAP_FLAG_{}",
     vfio.FeatureFlags: "VFIO_DEVICE_FEATURE_{}",
+    vfio.Feature: "VFIO_DEVICE_FEATURE_{}",
+    vfio.MigrationFlags: "VFIO_MIGRATION_{}",
+    vfio.DeviceState: "VFIO_DEVICE_STATE_{}",
     ioctl.Ioctl: "VFIO_{}",
     ioctl.DeviceIoctl: "VFIO_DEVICE_{}",
     ioctl.ContainerIoctl: "VFIO_{}",
     ioctl.Extension: "VFIO_{}_IOMMU",
     ioctl.GroupFlags: "VFIO_GROUP_FLAGS_{}",
     ioctl.IOMMUInfoFlags: "VFIO_IOMMU_INFO_{}",
+    ioctl.DirtyPagesFlags: "VFIO_IOMMU_DIRTY_PAGES_FLAG_{}",
     ioctl.IOMMUCapability: "VFIO_IOMMU_TYPE1_INFO_CAP_{}",
     pci.Command: "PCI_COMMAND_{}",
     pci.Status: "PCI_STATUS_{}",
@@ -185,11 +207,19 @@ EXTENDED_HEADER_PARTS = {
     "EXTENDED_NEXT_SHIFT": f"PCI_EXT_CAP_NEXT({EXTENDED_HEADER:#x})",
 }
 
-MEMBERS = {("struct vfio_iommu_type1_dma_map", "source"): "vaddr"}
+MEMBERS = {
+    ("struct vfio_iommu_type1_dma_map", "source"): "vaddr",
+    ("struct vfio_device_feature_dma_logging_control", "reserved"): "__reserved",
+}
 """Struct members that C names otherwise."""
 
-CONTINUED = {"struct vfio_device_info": "cap_offset"}
-"""C types that are longer than on the wire, and the first member that the wire has not."""
+CONTINUED = {
+    "struct vfio_device_info": "cap_offset",
+    "struct vfio_device_feature_dma_logging_control": "ranges",
+    "struct vfio_device_feature_dma_logging_report": "bitmap",
+    "struct vfio_iommu_type1_dirty_bitmap_get": "bitmap",
+}
+"""C types that are longer than our layout, and the first member that it has not."""
 
 AFTER_HEADER: dict[str, Layout[Any]] = {
     "struct vfio_region_info_cap_sparse_mmap": vfio.SPARSE_MMAP,
@@ -390,11 +420,11 @@ def test_struct_has_the_kernels_size(layout: Layout[Any], kernel: dict[str, int]
     assert layout.size == kernel[f"sizeof({layout.c_name})"]
 
 
-def test_device_info_on_the_wire_ends_where_the_kernel_adds_cap_offset(
-    kernel: dict[str, int],
+@pytest.mark.parametrize(("c_type", "member"), CONTINUED.items())
+def test_struct_ends_where_the_kernel_adds_a_member(
+    c_type: str, member: str, kernel: dict[str, int]
 ) -> None:
-    c_type = vfio.DEVICE_INFO.c_name
-    assert vfio.DEVICE_INFO.size == 16 == kernel[offset_of(c_type, CONTINUED[c_type])]
+    assert EVERY_LAYOUT[c_type].size == kernel[offset_of(c_type, member)]
 
 
 @pytest.mark.parametrize("c_type", AFTER_HEADER)

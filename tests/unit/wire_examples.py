@@ -160,6 +160,10 @@ def _optional(strategy: SearchStrategy[Any]) -> SearchStrategy[Any]:
     return st.none() | strategy
 
 
+_pgsizes = st.integers(1, (1 << 64) - 1).filter(lambda sizes: sizes & -sizes <= 1 << 30)
+"""Page sizes of which one is small enough to be taken."""
+
+
 @st.composite
 def _capabilities(draw: st.DrawFn) -> Capabilities:
     twin = draw(_optional(st.booleans()))
@@ -167,7 +171,7 @@ def _capabilities(draw: st.DrawFn) -> Capabilities:
         max_msg_fds=draw(_optional(st.integers(0, 1 << 32))),
         max_data_xfer_size=draw(_optional(st.integers(8, 1 << 32))),
         max_dma_maps=draw(_optional(st.integers(1, 1 << 32))),
-        pgsizes=draw(_optional(st.integers(1, (1 << 64) - 1))),
+        pgsizes=draw(_optional(_pgsizes)),
         twin_socket=twin,
         twin_fd_index=None if twin is None else draw(_optional(st.integers(0, 252))),
         write_multiple=draw(_optional(st.booleans())),

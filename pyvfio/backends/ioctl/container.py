@@ -9,6 +9,7 @@ import resource
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import (
     AccessDenied,
     BackendUnavailable,
@@ -17,10 +18,18 @@ from pyvfio.errors import (
     UnsupportedError,
 )
 from pyvfio.memory import PAGE_SIZE
-from pyvfio.native.ioctl import ioctl
+from pyvfio.native.ioctl import address_of, ioctl
 from pyvfio.uapi import chain, vfio
 from pyvfio.uapi import ioctl as uapi
-from pyvfio.uapi.ioctl import ContainerIoctl, Extension, Ioctl, IOMMUCapability, IOMMUInfoFlags
+from pyvfio.uapi.ioctl import (
+    ContainerIoctl,
+    DirtyPagesFlags,
+    Extension,
+    Ioctl,
+    IOMMUCapability,
+    IOMMUInfoFlags,
+)
+from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
 from pyvfio.vectors import BatchFailure, ContainerIO, DMASource
 
@@ -109,8 +118,32 @@ class KernelContainer(ContainerIO):
 
     @property
     def dirty_page_sizes(self) -> int:
-        """Page sizes in which the container can tell what a device has written, each a bit."""
         return self._iommu.dirty_page_sizes
+
+    def dirty_start(self) -> None:
+        self._dirty_pages(DirtyPagesFlags.START)
+
+    def dirty_stop(self) -> None:
+        self._dirty_pages(DirtyPagesFlags.STOP)
+
+    def dirty_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        bitmap = self._bitmap(size, page_size)
+        data = uapi.DIRTY_RANGE.pack(iova, size) + _described(bitmap, page_size)
+        self._dirty_pages(DirtyPagesFlags.GET_BITMAP, data)
+        return bitmap
+
+    def _dirty_pages(self, flag: DirtyPagesFlags, data: bytes = b"") -> None:
+        layout = uapi.DIRTY_PAGES
+        request = bytearray(layout.pack(layout.size + len(data), flag) + data)
+        ioctl(self.fd, ContainerIoctl.IOMMU_DIRTY_PAGES, request)
+
+    def _bitmap(self, size: int, page_size: int) -> bytearray:
+        """Room for the bitmap of a range; raises :class:`OSError` where the kernel takes less."""
+        needed = bitmap_size(size, page_size)
+        if needed > self._iommu.max_dirty_bitmap_size:
+            reason = f"{self._iommu.max_dirty_bitmap_size} bytes of a bitmap at most"
+            raise OSError(errno.E2BIG, reason)
+        return bytearray(needed)
 
     def dma_map(
         self, iova: int, size: int, memory: DMASource, offset: int, flags: DMAMapFlags
@@ -137,9 +170,13 @@ class KernelContainer(ContainerIO):
             ioctl(self.fd, ContainerIoctl.IOMMU_MAP_DMA, request)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        unmapped = self._unmap(DMAUnmapFlags(0), iova, size)
-        if unmapped != size:
-            raise OSError(errno.ENOENT, f"{unmapped} of {size} bytes were mapped")
+        _check_all(self._unmap(DMAUnmapFlags(0), iova, size), size)
+
+    def dma_unmap_dirty(self, iova: int, size: int, page_size: int) -> Buffer:
+        bitmap = self._bitmap(size, page_size)
+        described = _described(bitmap, page_size)
+        _check_all(self._unmap(DMAUnmapFlags.GET_DIRTY_BITMAP, iova, size, described), size)
+        return bitmap
 
     def begin(self) -> None:
         """Nothing to do: each map is through when its ioctl returns."""
@@ -155,10 +192,10 @@ class KernelContainer(ContainerIO):
             for half in (0, _HALF):
                 self._unmap(DMAUnmapFlags(0), half, _HALF)
 
-    def _unmap(self, flags: DMAUnmapFlags, iova: int, size: int) -> int:
+    def _unmap(self, flags: DMAUnmapFlags, iova: int, size: int, data: bytes = b"") -> int:
         self._check_iommu()
         layout = vfio.DMA_UNMAP
-        request = bytearray(layout.pack(layout.size, flags, iova, size))
+        request = bytearray(layout.pack(layout.size + len(data), flags, iova, size) + data)
         ioctl(self.fd, ContainerIoctl.IOMMU_UNMAP_DMA, request)
         return layout.unpack_from(request).size
 
@@ -186,6 +223,7 @@ class _IOMMU:
         self.ranges = [(0, (1 << 64) - 1)]
         self.max_maps = DEFAULT_MAX_MAPS
         self.dirty_page_sizes = 0
+        self.max_dirty_bitmap_size = 0
         for capability in capabilities:
             if capability.id == IOMMUCapability.IOVA_RANGE:
                 self.ranges = list(_ranges(capability.data))
@@ -194,6 +232,7 @@ class _IOMMU:
             elif capability.id == IOMMUCapability.MIGRATION:
                 found = uapi.IOMMU_MIGRATION.unpack_from(capability.data)
                 self.dirty_page_sizes = found.pgsize_bitmap
+                self.max_dirty_bitmap_size = found.max_dirty_bitmap_size
 
     @classmethod
     def of(cls, fd: int) -> _IOMMU:
@@ -217,6 +256,16 @@ def _ranges(data: bytes) -> Iterator[tuple[int, int]]:
     for position in range(head.unpack_from(data).nr_iovas):
         found = entry.unpack_from(data, head.size + position * entry.size)
         yield found.start, found.end
+
+
+def _check_all(unmapped: int, size: int) -> None:
+    if unmapped != size:
+        raise OSError(errno.ENOENT, f"{unmapped} of {size} bytes were mapped")
+
+
+def _described(bitmap: bytearray, page_size: int) -> bytes:
+    """The struct that tells the kernel where to put a bitmap."""
+    return uapi.BITMAP.pack(page_size, len(bitmap), address_of(bitmap))
 
 
 def open_node(path: str, uri: str) -> int:

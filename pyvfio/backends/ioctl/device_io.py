@@ -9,20 +9,32 @@ import struct
 from collections.abc import Callable, Sequence
 
 from pyvfio.backends.ioctl.hot_reset import dependents, hot_reset
+from pyvfio.backends.ioctl.migration_data import MigrationData
+from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import IRQError
-from pyvfio.native.ioctl import ioctl
+from pyvfio.native.ioctl import address_of, ioctl
 from pyvfio.uapi import vfio
-from pyvfio.uapi.ioctl import Ioctl
+from pyvfio.uapi.ioctl import DeviceIoctl, Ioctl
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import (
     PCI_NUM_IRQS,
     PCI_NUM_REGIONS,
     DeviceFlags,
+    DeviceState,
+    Feature,
+    FeatureFlags,
     IRQFlags,
     IRQSetFlags,
     RegionFlags,
 )
-from pyvfio.vectors import MAX_REGION_INFO, DeviceInfo, DeviceIO, IRQInfo, RegionInfo
+from pyvfio.vectors import (
+    MAX_REGION_INFO,
+    DeviceInfo,
+    DeviceIO,
+    IRQInfo,
+    PrecopyInfo,
+    RegionInfo,
+)
 
 
 class KernelDeviceIO(DeviceIO):
@@ -36,6 +48,7 @@ class KernelDeviceIO(DeviceIO):
         self.fd = fd
         self._group_fd = group_fd
         self._offsets: dict[int, int] = {}
+        self._data = MigrationData()
 
     def get_info(self) -> DeviceInfo:
         layout = vfio.DEVICE_INFO
@@ -126,6 +139,7 @@ class KernelDeviceIO(DeviceIO):
 
     def reset(self) -> None:
         ioctl(self.fd, Ioctl.DEVICE_RESET)
+        self._data.close()  # the session, if there was one, is over
 
     def hot_reset(self) -> None:
         hot_reset(self.fd, self._group_fd)
@@ -133,7 +147,51 @@ class KernelDeviceIO(DeviceIO):
     def hot_reset_functions(self) -> Sequence[str]:
         return [found.address for found in dependents(self.fd)]
 
+    def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
+        layout = vfio.DEVICE_FEATURE
+        total = layout.size + max(len(data), size)
+        request = bytearray(layout.pack(total, flags) + data).ljust(total, b"\0")
+        ioctl(self.fd, DeviceIoctl.FEATURE, request)
+        return memoryview(request)[layout.size :]
+
+    def set_migration_state(self, state: DeviceState) -> None:
+        layout = vfio.FEATURE_STATE
+        flags = Feature.MIG_DEVICE_STATE | FeatureFlags.SET
+        reply = layout.unpack_from(self.feature(flags, layout.pack(state, -1)))
+        self._data.follow(state, reply.data_fd)
+
+    def migration_read(self, buffer: memoryview) -> int | None:
+        return self._data.read(buffer)
+
+    def migration_write(self, data: memoryview) -> int:
+        return self._data.write(data)
+
+    def precopy_info(self) -> PrecopyInfo:
+        return self._data.precopy_info()
+
+    def logging_start(self, page_size: int, ranges: Sequence[tuple[int, int]]) -> int:
+        layout = vfio.LOGGING_CONTROL
+        listed = bytearray(b"".join(vfio.LOGGING_RANGE.pack(*found) for found in ranges))
+        data = layout.pack(page_size, len(ranges), 0) + _pointer(listed)
+        flags = Feature.DMA_LOGGING_START | FeatureFlags.SET
+        return layout.unpack_from(self.feature(flags, data)).page_size
+
+    def logging_stop(self) -> None:
+        self.feature(Feature.DMA_LOGGING_STOP | FeatureFlags.SET)
+
+    def logging_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        bitmap = bytearray(bitmap_size(size, page_size))
+        data = vfio.LOGGING_REPORT.pack(iova, size, page_size) + _pointer(bitmap)
+        self.feature(Feature.DMA_LOGGING_REPORT | FeatureFlags.GET, data)
+        return bitmap
+
     def close(self) -> None:
+        self._data.close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _pointer(buffer: bytearray) -> bytes:
+    """The member of a struct that points to a buffer."""
+    return struct.pack("=Q", address_of(buffer))

@@ -43,11 +43,15 @@ class UserContainerIO(ContainerIO):
     def max_maps(self) -> int:
         return self._limits.max_dma_maps
 
+    @property
+    def shares_memory(self) -> bool:
+        # Without a descriptor the server reaches the memory by DMA_READ and DMA_WRITE.
+        return not self._secure and self._limits.max_msg_fds > 0
+
     def dma_map(
         self, iova: int, size: int, memory: DMASource, offset: int, flags: DMAMapFlags
     ) -> None:
-        # Without a descriptor the server reaches the memory by DMA_READ and DMA_WRITE.
-        by_fd = not self._secure and self._limits.max_msg_fds > 0
+        by_fd = self.shares_memory
         request = messages.DMAMap(flags, offset if by_fd else 0, iova, size)
         self._ask(Command.DMA_MAP, request, [memory.fd] if by_fd else [])
 

@@ -8,13 +8,21 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import RemoteError, RemoteProtocolError
 from pyvfio.eventfd import is_eventfd
 from pyvfio.transport.channel import Channel
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
-from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
+from pyvfio.uapi.vfio import (
+    DeviceFlags,
+    DeviceState,
+    Feature,
+    FeatureFlags,
+    IRQFlags,
+    IRQSetFlags,
+)
 from pyvfio.vectors import (
     MAX_REGION_INFO,
     DeviceInfo,
@@ -30,9 +38,9 @@ from pyvfio.wire.messages.region import MAX_WRITE_ENTRY
 from pyvfio.wire.version import Limits
 
 SAFE_WRITE = 32 * 1024
-"""Bytes in one REGION_WRITE to a server that does not say that it reads longer ones whole.  A
-widespread one reads a body with one recv() and loses step above about this size, whatever it
-negotiated."""
+"""Bytes in one REGION_WRITE or MIG_DATA_WRITE to a server that does not say that it reads longer
+ones whole.  A widespread one reads a body with one recv() and loses step above about this size,
+whatever it negotiated."""
 
 
 SOME_IO_FDS = 4096
@@ -157,17 +165,19 @@ class UserDeviceIO(DeviceIO):
         return data
 
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
-        limit = self._limits.max_data_xfer_size
-        if not self._limits.long_writes:
-            limit = min(limit, SAFE_WRITE)
         view, done = memoryview(data), 0
         while done < len(view):
-            chunk = view[done : done + limit]
+            chunk = view[done : done + self._longest_write]
             written = self._write(index, offset + done, chunk, posted)
             done += written
             if written < len(chunk):
                 break
         return done
+
+    @property
+    def _longest_write(self) -> int:
+        longest = self._limits.max_data_xfer_size
+        return longest if self._limits.long_writes else min(longest, SAFE_WRITE)
 
     def _write(self, index: int, offset: int, data: memoryview, posted: bool) -> int:
         request = messages.RegionWrite(offset, index, data)
@@ -202,6 +212,69 @@ class UserDeviceIO(DeviceIO):
 
     def reset(self) -> None:
         self._channel.call(Command.DEVICE_RESET, messages.Empty())
+
+    def feature(self, flags: int, data: Buffer = b"", size: int = 0) -> Buffer:
+        argsz = vfio.DEVICE_FEATURE.size + max(len(data), size)
+        request = messages.DeviceFeature(argsz, flags, data)
+        reply: Buffer = self._channel.call(Command.DEVICE_FEATURE, request).message.data
+        return reply
+
+    def set_migration_state(self, state: DeviceState) -> None:
+        self.feature(
+            Feature.MIG_DEVICE_STATE | FeatureFlags.SET, vfio.FEATURE_STATE.pack(state, -1)
+        )
+
+    def migration_read(self, buffer: memoryview) -> int:
+        wanted = min(len(buffer), self._limits.max_data_xfer_size)
+        request = messages.MigDataRead(wanted)
+        data = self._channel.call(Command.MIG_DATA_READ, request).message.data
+        buffer[: len(data)] = data
+        return len(data)
+
+    def migration_write(self, data: memoryview) -> int:
+        chunk = data[: self._longest_write]
+        self._channel.call(Command.MIG_DATA_WRITE, messages.MigDataWrite(chunk))
+        return len(chunk)
+
+    @property
+    def state_outlives_client(self) -> bool:
+        return True  # it is the server's
+
+    @property
+    def max_report(self) -> int:
+        return min(super().max_report, self._limits.max_data_xfer_size & ~7)
+
+    @property
+    def logs_everything(self) -> bool:
+        return True
+
+    @property
+    def log_outlives_maps(self) -> bool:
+        return False  # servers keep it with the map
+
+    def logging_start(self, page_size: int, ranges: Sequence[tuple[int, int]]) -> int:
+        data = vfio.LOGGING_CONTROL.pack(page_size, len(ranges), 0)
+        data += b"".join(vfio.LOGGING_RANGE.pack(*found) for found in ranges)
+        flags = Feature.DMA_LOGGING_START | FeatureFlags.SET
+        reply = self.feature(flags, data, len(data))
+        if len(reply) != len(data):
+            raise self._wrong(f"{len(reply)} bytes answer DMA_LOGGING_START of {len(data)}")
+        return vfio.LOGGING_CONTROL.unpack_from(reply).page_size
+
+    def logging_stop(self) -> None:
+        self.feature(Feature.DMA_LOGGING_STOP | FeatureFlags.SET)
+
+    def logging_report(self, iova: int, size: int, page_size: int) -> Buffer:
+        layout = vfio.LOGGING_REPORT
+        asked = layout.pack(iova, size, page_size)
+        total = layout.size + bitmap_size(size, page_size)
+        reply = self.feature(Feature.DMA_LOGGING_REPORT | FeatureFlags.GET, asked, total)
+        if len(reply) != total or reply[: layout.size] != asked:
+            raise self._wrong(f"{len(reply)} bytes of another DMA_LOGGING_REPORT than {total}")
+        return memoryview(reply)[layout.size :]
+
+    def _wrong(self, reason: str) -> RemoteProtocolError:
+        return RemoteProtocolError(reason, uri=self._channel.name)
 
     def close(self) -> None:
         close_fds(self._region_fds)

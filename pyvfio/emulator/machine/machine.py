@@ -16,7 +16,7 @@ from pyvfio.emulator.machine import interrupts
 from pyvfio.emulator.machine.host_bridge import HostBridge
 from pyvfio.emulator.machine.interrupts import InterruptController
 from pyvfio.emulator.machine.result import Outcome, Result
-from pyvfio.emulator.memory import MemoryRegion, MMIORegion, RAMRegion, Topology
+from pyvfio.emulator.memory import AliasRegion, MemoryRegion, MMIORegion, RAMRegion, Topology
 from pyvfio.memory import PAGE_SIZE
 from pyvfio.polling import milliseconds
 from pyvfio.uapi.layout import Buffer
@@ -28,8 +28,11 @@ SLICE, SLICE_SECONDS = 100_000, 0.002
 MAX_RAM_SIZE = 3 << 30
 """What is above belongs to BARs and the machine itself."""
 
-BEHIND = -1
-"""Priority of what devices show in memory: RAM and the machine's own are in front."""
+BEHIND, IN_FRONT = -1, 1
+"""Priorities of what devices show in memory: RAM and the machine's own are in front of it."""
+
+LEGACY_VGA = (0xA0000, 0x20000)
+"""Address and bytes of what a VGA device shows in front of the RAM, if there is one."""
 
 
 class Pluggable(BusFunction, Protocol):
@@ -87,6 +90,8 @@ class Machine(Host, Closing):
         behind = MemoryRegion("PCI", 1 << 64)
         root.add(behind, 0, BEHIND)
         root.add(self.ram, 0)
+        start, size = LEGACY_VGA
+        root.add(AliasRegion("legacy VGA", behind, start, size), start, IN_FRONT)
         controller = MMIORegion("interrupt controller", interrupts.SIZE, self.interrupts)
         root.add(controller, interrupts.BASE)
         self.memory = self.topology.space("memory", root)
@@ -167,7 +172,7 @@ class Machine(Host, Closing):
     def reset(self) -> None:
         """Everything but RAM to its state after power-on; :meth:`start` says where to go on.
 
-        :raises VFIOError: a device refused, or is gone; those after it are as they were.
+        :raises VFIOError: a device refused, or is gone; the others are reset all the same.
         """
         self.cpu.reset()
         self.interrupts.reset()

@@ -9,10 +9,11 @@ from abc import abstractmethod
 
 from pyvfio.closing import Closing
 from pyvfio.device_memory import DeviceMemory
+from pyvfio.dirty_bitmap import DirtyBitmap
 from pyvfio.emulator.memory.discard import RAMDiscardManager
 from pyvfio.emulator.memory.terminal import TerminalRegion, all_ones
 from pyvfio.errors import DeviceClosed, VFIOError
-from pyvfio.memory import ByteArray, SharedMemory
+from pyvfio.memory import PAGE_SIZE, ByteArray, SharedMemory
 from pyvfio.native import mmio
 from pyvfio.region import Region
 from pyvfio.uapi.layout import Buffer
@@ -78,6 +79,23 @@ class RAMRegion(MemoryBackedRegion, Closing):
         self.memory_offset = memory_offset
         self._readonly = readonly
         self.discard_manager: RAMDiscardManager | None = None
+        self._dirty = DirtyBitmap(0, size, PAGE_SIZE)
+
+    def mark_dirty(self, offset: int, size: int) -> None:
+        """Bytes were written by somebody of whom the emulator would not know, such as a device.
+
+        :raises ValueError: they are not in the region.
+        """
+        self._check_range(offset, size)
+        self._dirty.mark(offset, size)
+
+    def take_dirty(self) -> DirtyBitmap:
+        """The pages that were marked since the last time, by offset in the region.
+
+        :meth:`Topology.log_sync` has devices mark theirs, between ``log_start`` and ``log_stop``.
+        """
+        found, self._dirty = self._dirty, DirtyBitmap(0, self.size, PAGE_SIZE)
+        return found
 
     @property
     def kind(self) -> str:

@@ -40,7 +40,8 @@ class Peer:
         ``maskable``     an interrupt index that can be masked
         ``vectors``      an interrupt index of three vectors or more
         ``migration``    DEVICE_FEATURE_MIGRATION is answered
-        ``immobile``     it is not
+        ``states``       goes through the states of migration, with data and without
+        ``stream``       saves and loads in pieces of any size, and checks what it loads
         ``multi``        REGION_WRITE_MULTI is negotiated
         ``stays``        serves the next client when one has left
         ``registers``    registers of the test device, which start DMA and fire interrupts
@@ -59,9 +60,7 @@ SOCKET_PATH = "--socket-path="
 
 def _own(model: str, *traits: str) -> Peer:
     command = (sys.executable, "-m", "pyvfio", "serve", model)
-    return Peer(
-        model, command, SOCKET_PATH, frozenset(("immobile", "maskable", "multi", "stays", *traits))
-    )
+    return Peer(model, command, SOCKET_PATH, frozenset(("multi", "stays", *traits)))
 
 
 def _sample(name: str, *traits: str) -> Peer:
@@ -69,9 +68,13 @@ def _sample(name: str, *traits: str) -> Peer:
     return Peer(name, (str(Path(folder) / name),), "", frozenset(("migration", *traits)))
 
 
-OWN = (_own("edu"), _own("testdev", "memory", "vectors", "registers"))
+_MOVABLE = ("migration", "states", "stream", "maskable")
+OWN = (
+    _own("edu", *_MOVABLE),
+    _own("testdev", *_MOVABLE, "memory", "vectors", "registers"),
+)
 SAMPLES = (
-    _sample("gpio-pci-idio-16", "stays"),
+    _sample("gpio-pci-idio-16", "stays", "states"),
     _sample("server", "memory", "timer"),
 )
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +12,21 @@ from tests.conformance.protocol.device import in_step
 from tests.conformance.protocol.specification import needs, spec
 from tests.fault import raw
 from tests.fault.clients import PAGE
+from tests.fault.moving import data_read, data_write, feature
 from tests.fault.raw import RawClient
-
-MIGRATION, STATE, LOGGING_START, LOGGING_STOP, LOGGING_REPORT = 1, 2, 6, 7, 8
-GET, SET, PROBE = 1 << 16, 1 << 17, 1 << 18
-STOP_COPY = 1
-RUNNING = 2
+from tests.fault.raw_migration import (
+    GET,
+    HAS_STOP_COPY,
+    LOGGING_REPORT,
+    LOGGING_START,
+    LOGGING_STOP,
+    MIGRATION,
+    PROBE,
+    RUNNING,
+    SET,
+    STATE,
+)
+from tests.support import ServerProcess
 
 SUPPORTED = {
     "migration": GET | MIGRATION,
@@ -28,11 +38,6 @@ SUPPORTED = {
     "logging report": GET | LOGGING_REPORT,
 }
 """What a device with migration and DMA can do."""
-
-
-def feature(flags: int, data: bytes = b"", argsz: int = PAGE) -> bytes:
-    """Payload of DEVICE_FEATURE."""
-    return struct.pack("<II", argsz, flags) + data
 
 
 @spec("VFIO_USER_DEVICE_FEATURE / Request", "VFIO_USER_DEVICE_FEATURE / Device Features")
@@ -75,7 +80,7 @@ def test_migration_supports_stop_copy(client: RawClient) -> None:
     reply = client.done(raw.DEVICE_FEATURE, feature(GET | MIGRATION))
     argsz, flags, states = reply.words("IIQ")
     assert (argsz, flags, len(reply.payload)) == (16, GET | MIGRATION, 16)
-    assert states & STOP_COPY
+    assert states & HAS_STOP_COPY
 
 
 @spec("VFIO_USER_DEVICE_FEATURE / VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE")
@@ -89,8 +94,8 @@ def test_a_device_is_running_when_its_client_comes(client: RawClient) -> None:
 @pytest.mark.parametrize(
     ("command", "payload"),
     [
-        (raw.MIG_DATA_READ, struct.pack("<II", PAGE + 8, PAGE)),
-        (raw.MIG_DATA_WRITE, struct.pack("<II", 12, 4) + bytes(4)),
+        (raw.MIG_DATA_READ, data_read(PAGE)),
+        (raw.MIG_DATA_WRITE, data_write(bytes(4))),
     ],
     ids=["read", "write"],
 )
@@ -104,13 +109,21 @@ def test_a_running_device_has_no_migration_data(
 # Without migration
 
 
+@pytest.fixture(scope="module")
+def immobile(socket_folder: Path) -> Iterator[ServerProcess]:
+    """A server of a device that cannot be migrated."""
+    with ServerProcess("tests.fault.models:Small", socket_folder / "immobile.sock") as server:
+        yield server
+
+
 @spec("VFIO_USER_DEVICE_FEATURE / Device Features")
-@needs("immobile")
 @pytest.mark.parametrize("flags", SUPPORTED.values(), ids=SUPPORTED)
 @pytest.mark.parametrize("probe", [0, PROBE], ids=["", "probe"])
 def test_a_device_without_migration_refuses_its_features(
-    client: RawClient, flags: int, probe: int
+    immobile: ServerProcess, flags: int, probe: int
 ) -> None:
-    data = b"" if probe else bytes(24)
-    assert client.refused(raw.DEVICE_FEATURE, feature(probe | flags, data))
-    assert in_step(client)
+    with RawClient(immobile.path) as client:
+        client.negotiate()
+        data = b"" if probe else bytes(24)
+        assert client.refused(raw.DEVICE_FEATURE, feature(probe | flags, data))
+        assert in_step(client)

@@ -21,14 +21,13 @@ def traits(device: Device) -> set[str]:
         "maskable": any(irq.flags & MASKABLE for irq in device.irqs),
         "vectors": any(irq.count > 2 for irq in device.irqs),
         "migration": migration,
-        "immobile": not migration,
     }
     return {name for name, found in seen.items() if found}
 
 
 @spec("Device Information", "Region Information", "Interrupts")
 def test_a_server_has_what_it_is_tested_for(peer: Host, device: Device) -> None:
-    unseen = {"multi", "stays", "registers", "timer"}
+    unseen = {"multi", "stays", "registers", "timer", "states", "stream"}
     assert traits(device) == peer.peer.traits - unseen
 
 

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Has a device go on elsewhere: from one server to another, to a file, from a file.
+
+Who owns the device
+===================
+
+A migration makes a copy of the source's state in the destination, and then one change of state
+decides: STOP to RUNNING of the destination.  Until then the device is the source's, from then on
+the destination's.  These are the steps; where the program that makes them is killed, a server
+brings what was half done to the state in the last column by itself.
+
+=====================================  ================  ================  =======================
+step                                   source            destination       killed, they are left in
+=====================================  ================  ================  =======================
+begin of the load                      RUNNING           RESUMING          RUNNING, ERROR
+pre-copy                               PRE_COPY          RESUMING          RUNNING, ERROR
+the source is stopped, the rest read   STOP_COPY         RESUMING          STOP, ERROR
+the destination has checked it all     STOP_COPY         STOP              STOP, STOP
+the source comes to rest               STOP              STOP              STOP, STOP
+the destination runs                   STOP              RUNNING           STOP, RUNNING
+=====================================  ================  ================  =======================
+
+So at no moment two of them run, and the states tell whose the device is:
+
+==========  ==================  ==========================================================
+source      destination         the device is
+==========  ==================  ==========================================================
+RUNNING     any                 the source's
+STOP        RUNNING             the destination's
+STOP        STOP                whole in both, and runs in none; whichever is run has it
+STOP        ERROR, or gone      the source's, as it was when it was stopped
+gone        STOP, RUNNING       the destination's
+gone        ERROR               lost with the source
+==========  ==================  ==========================================================
+
+"Gone" is a server that has ended; one that was started again is another device.  A device that dies
+before all of it was copied is lost, as it would be without a migration, and a destination that was
+alive then is as new: what it was given is never part of a device.
+
+What fails while the program lives is put right by it in an order that keeps to this table: the
+source goes on first, then the destination is reset.  Only where it cannot know whether the
+destination runs (it does not answer any more) the source stays stopped, and the error says so.
+
+The next migration of the same two takes up from there.  RUNNING and anything: it starts over.  STOP
+and STOP: the state is copied again.  STOP and ERROR: the source runs again, as it would have if the
+first had failed instead of having been killed; that comes before the reset that takes the
+destination out of ERROR, to RUNNING, which would look like a migration that is done.  STOP and
+RUNNING is refused: it may have been done.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+
+from pyvfio.errors import MigrationError, UnsupportedError, VFIOError
+from pyvfio.migration_states import RUNNING
+from pyvfio.migration_stream import READ_SIZE
+from pyvfio.migration_transfer import PRECOPY_SECONDS, Progress, Transfer
+from pyvfio.pci.device import PCIDevice
+from pyvfio.pci.saved_config import LatestConfig, SavedConfig, ids_of
+from pyvfio.uapi.layout import Buffer
+from pyvfio.uapi.vfio import DeviceState
+
+
+def migrate(
+    source: PCIDevice,
+    destination: PCIDevice,
+    *,
+    resume: bool = False,
+    precopy: bool | None = None,
+    precopy_seconds: float = PRECOPY_SECONDS,
+    piece: int = READ_SIZE,
+    progress: Progress | None = None,
+) -> Transfer:
+    """Have a device go on as another of its kind; the source is stopped then.
+
+    A driver that goes along maps its memory for the destination at the same addresses
+    (:func:`share_memory`) and enables the same interrupts there before; what was signalled until
+    the source stopped is in its eventfds, the rest comes to those of the destination.  A stopped
+    device refuses accesses: who works with it meanwhile makes those again at the destination, and
+    posts no writes (``posted_writes=no``), whose refusal nobody would see.
+
+    :param resume: have the destination run; else it is left stopped, for
+        ``destination.migration.run()``.
+    :param precopy: copy most of it while the source runs; by default where it can be done.
+    :param precopy_seconds: pre-copy ends after this time.
+    :param piece: bytes that are asked for at a time.
+    :param progress: called after every piece.
+    :returns: figures.
+    :raises StateError: the devices are not alike.
+    :raises MigrationError: they are in no state for it, or one failed.
+    :raises UnsupportedError: one of them cannot migrate, or has no pre-copy that was asked for.
+    :raises ConnectionLost: one of them is gone.
+    :raises VFIOTimeout: one of them does not answer.
+    :raises ValueError: they are the same, or a time or size is none.
+
+    See the module for what becomes of both where it fails.
+    """
+    transfer = Transfer(
+        source.migration,
+        precopy=precopy,
+        precopy_seconds=precopy_seconds,
+        piece=piece,
+        progress=progress,
+    )
+    _check_alike(source, destination)
+    runs = _make_ready(source, destination)
+    _copy(source, destination, transfer)
+    if resume:
+        _hand_over(source, destination, runs)
+        transfer.runs_again()
+    return transfer
+
+
+def share_memory(source: PCIDevice, destination: PCIDevice) -> None:
+    """Map all memory that is mapped for one device for another, at the same addresses.
+
+    What is mapped there alike is left.  A buffer of the source's that is closed later stays mapped
+    for the destination, until it is unmapped or closed.
+
+    :raises DMAError: an address is in use there, or cannot be mapped.
+    """
+    there = {entry.iova: entry for entry in destination.dma.mappings}
+    with destination.dma.batch():
+        for entry in source.dma.mappings:
+            if there.get(entry.iova) != entry:
+                destination.dma.map(
+                    entry.memory,
+                    iova=entry.iova,
+                    offset=entry.offset,
+                    size=entry.size,
+                    flags=entry.flags,
+                )
+
+
+def save_state(
+    dev: PCIDevice,
+    transfer: Transfer,
+    put: Callable[[Buffer], object],
+    keep: Callable[[SavedConfig], None],
+    *,
+    keep_running: bool = False,
+) -> None:
+    """Give a device's state away; it is stopped then, or goes on.
+
+    It goes on as before where anything fails until ``keep`` has returned.
+
+    :param transfer: how it is read, and the figures.
+    :param put: takes pieces of its state.
+    :param keep: takes the end; the state is safe when it returns.
+    :param keep_running: the device goes on, if it ran, as soon as its state was read.
+    :raises MigrationError: it is in no state for it, or failed; says what it is in.
+    """
+    goes_on = keep_running and dev.migration.state in RUNNING
+    config = LatestConfig(dev.config)
+    with transfer.begin() as saving:
+        transfer.copy(saving, put, config.look)
+        config.look()
+        if goes_on:
+            saving.finish()
+            dev.migration.run()
+            transfer.runs_again()
+        keep(config.saved)
+        if not goes_on:
+            saving.finish()
+            transfer.ended()
+
+
+def load_state(
+    dev: PCIDevice, pieces: Iterable[Buffer], config: Callable[[], SavedConfig], *, resume: bool
+) -> None:
+    """Have a device take on a state; it is stopped then.  It is reset where that fails.
+
+    :param pieces: the state.
+    :param config: gives its configuration registers, when the pieces are through.
+    :param resume: have it run.
+    :raises MigrationError: it is in no state for it, or refused.
+    """
+    if dev.migration.state is DeviceState.ERROR:
+        dev.reset()
+    with dev.migration.load() as loading:
+        for piece in pieces:
+            loading.write(piece)
+        registers = config()
+        loading.finish()
+        registers.put(dev.config, dev.uri)
+    if resume:
+        dev.migration.set_state(DeviceState.RUNNING, recover=DeviceState.STOP, reset=False)
+
+
+# Before anything is touched
+
+
+def _check_alike(source: PCIDevice, destination: PCIDevice) -> None:
+    if source is destination or source.uri == destination.uri:
+        raise ValueError(f"{source.uri} cannot migrate to itself")
+    for dev in (source, destination):
+        if not dev.migration.supported:
+            raise UnsupportedError("the device cannot migrate", op="migrate", uri=dev.uri)
+    ids_of(source.config).check(ids_of(destination.config), destination.uri)
+
+
+def _make_ready(source: PCIDevice, destination: PCIDevice) -> bool:
+    """Check the states, and take up what an earlier migration has left.
+
+    :returns: whether the source runs.
+    """
+    here, there = source.migration.state, destination.migration.state
+    if here not in (DeviceState.STOP, *RUNNING):
+        hint = "an unfinished load was its last" if here is DeviceState.ERROR else ""
+        raise _refused(f"the source is in {here.name}", source, here, hint)
+    if here is DeviceState.STOP and there in RUNNING:
+        raise _refused(
+            f"the source is stopped, and the destination {destination.uri} runs:"
+            " it may have the device already",
+            source,
+            here,
+            f"if it does not, have the source run first (`pyvfio migrate resume {source.uri}`)",
+        )
+    if there is DeviceState.ERROR:
+        source.migration.run()
+        destination.reset()
+        return True
+    return here in RUNNING
+
+
+def _refused(reason: str, dev: PCIDevice, state: DeviceState, hint: str) -> MigrationError:
+    return MigrationError(
+        reason, state=state, op="migrate", uri=dev.uri, errno=errno.EINVAL, hint=hint
+    )
+
+
+# The copy, and the decision
+
+
+def _copy(source: PCIDevice, destination: PCIDevice, transfer: Transfer) -> None:
+    """Both are in STOP then, and alike; where it fails, the source goes on."""
+    config = LatestConfig(source.config)
+    with destination.migration.load() as loading, transfer.begin() as saving:
+        transfer.copy(saving, loading.write, config.look)
+        config.look()
+        loading.finish()
+        config.saved.put(destination.config, destination.uri)
+        loading.close()  # from here on it is not reset, whatever becomes of the source
+        try:
+            saving.finish()
+        except VFIOError as error:  # it does not run: the destination has all, and goes on
+            transfer.source_failure = error
+    transfer.ended()
+
+
+def _hand_over(source: PCIDevice, destination: PCIDevice, runs: bool) -> None:
+    """Have the destination run, or, where it certainly does not, the source.
+
+    :param runs: the source ran before.
+    """
+    try:
+        destination.migration.set_state(DeviceState.RUNNING, recover=DeviceState.STOP, reset=False)
+    except BaseException as error:
+        error.add_note(_go_on(source, destination, runs))
+        raise
+
+
+def _go_on(source: PCIDevice, destination: PCIDevice, runs: bool) -> str:
+    """Have the source run where it must; says what runs."""
+    try:
+        there = destination.migration.state
+    except VFIOError:
+        return f"whether {destination.uri} runs is not known, so {source.uri} is left stopped"
+    if there in RUNNING:
+        return f"{destination.uri} runs, {source.uri} is stopped"
+    if not runs:
+        return f"{source.uri} is stopped, as it was before"
+    try:
+        source.migration.run()
+    except VFIOError as error:
+        return str(error)
+    return f"{source.uri} runs on"

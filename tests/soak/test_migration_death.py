@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Source, destination or the tool is killed at a random moment of ``pyvfio migrate``.
+
+Afterwards exactly one side has the device, all of it; which one is told by the states of both, by
+the table in :mod:`pyvfio.pci.migrate`.  Moments are seeded.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pyvfio
+from pyvfio.cli.main import main
+from pyvfio.migration import Migration
+from pyvfio.pci.device import PCIDevice
+from pyvfio.uapi.vfio import DeviceState
+from tests.conformance.devices import Dev
+from tests.soak import LONG
+from tests.soak.test_sudden_death import Strike
+from tests.support import ROOT, ServerProcess
+
+KILLS = 200 if LONG else 6
+TOOL, SOURCE, DESTINATION = VICTIMS = ("tool", "source", "destination")
+IN_TIME = 20.0
+EARLIEST_LATE, LATEST = 0.8, 1.15
+"""When somebody is killed, in parts of the time that all takes: mostly around the end, where each
+step is short."""
+OPTIONS = ("--precopy", "--no-precopy")
+"""Most of the state goes while the source runs, or all while it is stopped."""
+
+MEMORY, AREA_SIZE = 2, 8 << 20
+DATA = np.random.default_rng(6).bytes(AREA_SIZE - 8)
+
+
+class Two:
+    """Two servers of the test device, which are started again when they were killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._servers: dict[str, ServerProcess] = {}
+        for name in (SOURCE, DESTINATION):
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        """A new device."""
+        if name in self._servers:
+            self._servers[name].stop()
+        self._servers[name] = ServerProcess("testdev", self._folder / f"{name}.sock")
+
+    def __getitem__(self, name: str) -> ServerProcess:
+        return self._servers[name]
+
+    def stop(self) -> None:
+        for server in self._servers.values():
+            server.stop()
+
+
+@pytest.fixture
+def two(socket_folder: Path) -> Iterator[Two]:
+    two = Two(socket_folder)
+    yield two
+    two.stop()
+
+
+def give(dev: PCIDevice, token: int) -> None:
+    """A new device gets a token at both ends of all that it has."""
+    dev.reset()
+    dev.bus_master = bool(token)
+    dev.bars[0].write32(Dev.SCRATCH, token)
+    memory = dev.bars[MEMORY]
+    memory.write_bytes(4, DATA)
+    memory.write32(0, token)
+    memory.write32(AREA_SIZE - 4, token)
+
+
+def token_of(dev: PCIDevice) -> int:
+    """What a device that runs was given; it has all of it."""
+    memory = dev.bars[MEMORY]
+    found = {
+        dev.bars[0].read32(Dev.SCRATCH),
+        memory.read32(0),
+        memory.read32(AREA_SIZE - 4),
+    }
+    assert len(found) == 1
+    token = found.pop()
+    assert dev.bus_master is bool(token)
+    assert memory.read_bytes(4, len(DATA)) == DATA
+    return token
+
+
+def state(server: ServerProcess) -> DeviceState | None:
+    """What the next client finds; None where the server is gone."""
+    if server.process.poll() is not None:
+        return None
+    with pyvfio.open_backend(server.uri, {"timeout": IN_TIME}) as base:
+        return Migration(base).state
+
+
+@contextmanager
+def tool(two: Two, option: str) -> Iterator[subprocess.Popen[str]]:
+    """``pyvfio migrate SOURCE DESTINATION --resume``, which begins at once."""
+    uris = (two[SOURCE].uri, two[DESTINATION].uri)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.soak.migrating", *uris, "--resume", option],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        yield process
+
+
+def time_one(two: Two, option: str) -> float:
+    """Seconds that a migration takes in which nobody is killed."""
+    with tool(two, option) as process:
+        start = time.monotonic()
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        return time.monotonic() - start
+
+
+def kill_one(two: Two, option: str, victim: str, seconds: float) -> bool:
+    """Begin to migrate, and kill somebody after a time; returns whether the tool has succeeded."""
+    with tool(two, option) as process:
+        pid = process.pid if victim == TOOL else two[victim].pid
+        strike = Strike(pid, signal.SIGKILL, seconds)
+        strike.wait()  # before it is reaped, whose number may be another's then
+        _, said = process.communicate(timeout=IN_TIME)
+        assert "Traceback" not in said
+    if victim != TOOL:
+        two[victim].process.wait()
+    return process.returncode == 0
+
+
+def owner(here: DeviceState | None, there: DeviceState | None) -> str:
+    """Who has the device, by the table."""
+    if here is DeviceState.RUNNING:
+        return SOURCE
+    if here is DeviceState.STOP:
+        moved = there in (DeviceState.RUNNING, DeviceState.STOP)
+        return DESTINATION if moved else SOURCE
+    assert here is None, here
+    return DESTINATION
+
+
+def check_owner(two: Two, victim: str, token: int, done: bool) -> str:
+    """One has the device, all of it; the other does not, or does not run."""
+    found = {name: state(two[name]) for name in (SOURCE, DESTINATION)}
+    name = owner(found[SOURCE], found[DESTINATION])
+    other = SOURCE if name == DESTINATION else DESTINATION
+    assert name == DESTINATION or not done or victim == DESTINATION
+    if found[name] is DeviceState.STOP:
+        assert main(["migrate", "resume", two[name].uri]) == 0
+    with pyvfio.open(two[name].uri, timeout=IN_TIME) as dev:
+        assert dev.migration.state is DeviceState.RUNNING
+        had = token_of(dev)
+    if had != token:  # it died with the source before it was copied, and the other is as it was
+        assert (victim, had, done) == (SOURCE, 0, False)
+        return "lost with the source"
+    if found[other] is DeviceState.RUNNING:
+        with pyvfio.open(two[other].uri, timeout=IN_TIME) as dev:
+            assert token_of(dev) == 0
+    return f"{name}, {'which ran' if found[name] is DeviceState.RUNNING else 'stopped'}"
+
+
+def check_next_run(two: Two, token: int) -> str:
+    """The next run of a tool that was killed moves the device, or says that it has moved."""
+    before = state(two[SOURCE]), state(two[DESTINATION])
+    moved = before == (DeviceState.STOP, DeviceState.RUNNING)
+    arguments = ["migrate", two[SOURCE].uri, two[DESTINATION].uri, "--resume"]
+    assert main(arguments) == (1 if moved else 0)
+    assert state(two[SOURCE]) is DeviceState.STOP
+    with pyvfio.open(two[DESTINATION].uri, timeout=IN_TIME) as dev:
+        assert token_of(dev) == token
+    return "moved" if moved else "moved by the next run"
+
+
+def prepare(two: Two, token: int) -> None:
+    """Both run; the source has a token, the destination has none."""
+    for name, given in ((SOURCE, token), (DESTINATION, 0)):
+        if two[name].process.poll() is not None:
+            two.start(name)
+        with pyvfio.open(two[name].uri, timeout=IN_TIME) as dev:
+            give(dev, given)
+
+
+@pytest.mark.timeout(60 + 15 * KILLS)
+def test_whoever_is_killed_one_side_has_the_device(two: Two, figures: list[str]) -> None:
+    found: dict[str, Counter[str]] = {victim: Counter() for victim in VICTIMS}
+    takes = {}
+    for option in OPTIONS:
+        prepare(two, 1)
+        takes[option] = time_one(two, option)
+    for number in range(KILLS):
+        victim, token = VICTIMS[number % len(VICTIMS)], number + 1
+        rng = random.Random(f"migration {number}")
+        option = rng.choice(OPTIONS)
+        prepare(two, token)
+        moment = takes[option] * rng.uniform(rng.choice((0, EARLIEST_LATE)), LATEST)
+        done = kill_one(two, option, victim, moment)
+        if victim == TOOL and rng.random() < 0.5:
+            found[victim][check_next_run(two, token)] += 1
+        else:
+            found[victim][check_owner(two, victim, token, done)] += 1
+    for victim, ends in found.items():
+        told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
+        figures.append(f"{victim} killed in a migration, the device is: {told}")
