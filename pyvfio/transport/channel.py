@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One vfio-user socket in use: callers that wait for replies, and a peer that is served meanwhile.
 
-One thread at a time has the turn to read the socket: it completes everybody's requests, hands the
-peer's requests to ``on_request``, and finishes what the socket did not take at once.  A thread that
-waits takes the turn if it is free, so a request costs no switch between threads; when it has its
-answer it passes the turn to another that waits.  While nobody waits, the channel's own thread has
-it.  So the peer is served while a request of ours is outstanding, and while the program does
-something else altogether.
+One thread at a time has the turn to read the socket (:mod:`pyvfio.transport.turn`): it completes
+everybody's requests, hands the peer's requests to ``on_request``, and finishes what the socket did
+not take at once.  So the peer is served while a request of ours is outstanding, and while the
+program does something else altogether.
 
 Senders write directly while nothing is queued, so order is kept.  Time-outs leave the stream in
 step: the late reply is drained.  Loss of the peer completes every waiting caller at once.
@@ -19,12 +17,10 @@ import errno
 import logging
 import math
 import os
-import queue
 import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -42,6 +38,7 @@ from pyvfio.transport import trace
 from pyvfio.transport.call import Call, Reply, Waiter
 from pyvfio.transport.send_queue import SendQueue
 from pyvfio.transport.sockets import close_fds, receive
+from pyvfio.transport.turn import IDLE, Turn
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
 from pyvfio.wire.connection import (
@@ -65,9 +62,6 @@ block both ends of a socket."""
 
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
-
-IDLE = 0.001
-"""Seconds without a caller after which the channel's own thread takes the turn to read."""
 
 PeerRequest: TypeAlias = RequestReceived | RequestInvalid
 
@@ -121,17 +115,11 @@ class Channel:
         self._closing = False
         self._paused = False
         self._hurried = False
-        # The thread that has the turn; the waiters who have it not sleep, and are passed it.
-        self._holder: int | None = None
+        self._turn = Turn(self, self._room, self._lock, f"vfio-user {name}")
         self._reader: int | None = None
-        self._waiters: list[Waiter] = []
-        self._waits = 0
-        self._standby = False
-        self._recall: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._poller = select.poll()
         self._registered = -1
         self._wake_fd = -1
-        self._thread = threading.Thread(target=self._run, name=f"vfio-user {name}", daemon=True)
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._poller.register(self._wake_fd, select.POLLIN)
@@ -139,7 +127,7 @@ class Channel:
             if self._tracer is not None:
                 self._connection.observer = self._tracer.received
             _open.add(self)
-            self._thread.start()
+            self._turn.start()
         except BaseException:
             self._drop_descriptors()
             raise
@@ -208,14 +196,14 @@ class Channel:
         """Stop waiting for ``call`` unless it completed just now; raises :class:`VFIOTimeout`."""
         with self._lock:
             abandoned = self._abandon(call)
-            if self._over():  # whoever has its reply in hand may not get to it any more
+            if self.over():  # whoever has its reply in hand may not get to it any more
                 call.complete(self._end_of(call))
         if abandoned:
             raise self._timeout(call.command, seconds, "no reply", id=call.number)
         while not call.ready():  # it is being completed, unless that fails
             call.sleep(IDLE)
             with self._lock:
-                if self._over():
+                if self.over():
                     call.complete(self._end_of(call))
 
     def forget(self, call: Call) -> None:
@@ -228,7 +216,7 @@ class Channel:
 
     def _abandon(self, call: Call) -> bool:
         """Have a reply drained if it still comes; False where it has come, or none can."""
-        return not self._over() and self._connection.abandon(call.number)
+        return not self.over() and self._connection.abandon(call.number)
 
     # Answers to the peer
 
@@ -252,7 +240,7 @@ class Channel:
     def _answer(self, command: int, encode: _Encode, fds: Sequence[int]) -> None:
         if self._reader != threading.get_ident():
             self._transmit(command, encode, fds, room=math.inf, is_answer=True)
-        elif not self._over():
+        elif not self.over():
             with contextlib.suppress(DeviceClosed):  # another thread closes it just now
                 self._transmit(command, encode, fds, is_answer=True)
 
@@ -285,7 +273,7 @@ class Channel:
         """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
         try:
             with self._lock:
-                self._room.wait_for(lambda: not self._queue or self._over(), LINGER)
+                self._room.wait_for(lambda: not self._queue or self.over(), LINGER)
         finally:  # a signal handler that raises cuts the wait short, not what follows
             self._end()
 
@@ -296,24 +284,16 @@ class Channel:
             self._closing = True
             self._room.notify_all()
             self._wake()
-        self._step_back()
-        interrupt = self._join()
+        self._turn.step_back()
+        interrupt = self._turn.join()
         with self._lock:
-            self._room.wait_for(lambda: self._holder is None)  # who reads has seen that it is over
+            self._room.wait_for(
+                lambda: self._turn.holder is None
+            )  # who reads has seen that it is over
         self._finish_all()
         self._drop_descriptors()
         if interrupt is not None:
             raise interrupt
-
-    def _join(self) -> BaseException | None:
-        """Wait for the channel's own thread, which ends soon; returns what came in between."""
-        interrupt: BaseException | None = None
-        while self._thread.is_alive():
-            try:
-                self._thread.join()
-            except BaseException as error:
-                interrupt = error
-        return interrupt
 
     def after_fork(self) -> None:
         """In the child of a fork: leave the connection to the parent.
@@ -321,12 +301,11 @@ class Channel:
         Two processes cannot share a stream; and a child that kept the socket would keep the peer
         from hearing of the parent's end.
         """
-        # Who held these is not here to release them.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._waiters, self._holder, self._standby = [], None, False
+        self._turn.use(self._room, self._lock)
         self._drop_descriptors()
-        if not self._over():
+        if not self.over():
             self._lost = ConnectionLost(LEFT_TO_PARENT, uri=self.name)
             self._on_lost(self._lost)
 
@@ -427,7 +406,7 @@ class Channel:
 
     def _wait_for_slot(self, command: int) -> None:
         def has_slot() -> bool:
-            return self._in_flight < MAX_IN_FLIGHT or self._over()
+            return self._in_flight < MAX_IN_FLIGHT or self.over()
 
         if not has_slot() and not self._room.wait_for(has_slot, self.timeout):
             reason = f"{MAX_IN_FLIGHT} requests are unanswered"
@@ -435,7 +414,7 @@ class Channel:
         self._check_usable(command)
 
     def _has_room(self) -> bool:
-        return not self._queue.is_full or self._hurried or self._over()
+        return not self._queue.is_full or self._hurried or self.over()
 
     def _check_usable(self, command: int) -> None:
         if self._lost is not None:
@@ -451,99 +430,21 @@ class Channel:
                 uri=self.name,
             )
 
-    # The turn to read
+    # Reading
 
     def wait_for(self, waiter: Waiter, seconds: float | None) -> bool:
-        """Wait until ``waiter`` is ready, reading the socket if nobody else does.
+        """Wait until ``waiter`` is ready; see :meth:`Turn.wait_for`."""
+        return self._turn.wait_for(waiter, seconds)
 
-        :param seconds: how long at most; None for ever.
-        :returns: whether it is ready; False as well when the channel is lost or closed.
-        """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        try:
-            with self._lock:
-                # Before the turn is asked for: whoever leaves it then sees that somebody waits.
-                self._waiters.append(waiter)
-                self._waits += 1
-            while not waiter.ready() and not self._over():
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                if self._take_turn():
-                    self._read_for(waiter, deadline)
-                else:
-                    waiter.sleep(left)
-            return waiter.ready()
-        finally:
-            try:
-                self._step_back(waiter)
-            except BaseException:  # a signal handler's: nobody may be left waiting for the turn
-                if self._holder == threading.get_ident():
-                    self._holder = None
-                self._lose(ConnectionLost, "interrupted")
-                raise
-
-    def _take_turn(self) -> bool:
-        # Not a lock of its own: who is interrupted on the way back must still be known to have it.
-        with self._lock:
-            if self._holder is not None:
-                return False
-            self._holder = threading.get_ident()
-            return True
-
-    def _step_back(self, waiter: Waiter | None = None) -> None:
-        """Wait no more, and leave the turn to somebody who does, or to the channel's own thread."""
-        with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if self._holder == threading.get_ident():
-                self._holder = None
-                if self._over():
-                    self._room.notify_all()
-            heir = self._waiters[0] if self._waiters and self._holder is None else None
-            standby, self._standby = self._standby, False
-        if heir is not None:
-            heir.wake()
-        if standby:
-            self._recall.put(None)
-
-    def _read_for(self, waiter: Waiter, deadline: float | None) -> None:
-        while not waiter.ready() and not self._over():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return
-            self._read_once(left)
-
-    def _run(self) -> None:
-        """The channel's own thread: has the turn while nobody waits."""
-        while not self._over():
-            waits = self._waits
-            if self._take_turn():
-                try:
-                    while waits == self._waits and not self._over():
-                        self._read_once(None)
-                finally:
-                    self._step_back()
-            else:
-                self._stand_by(waits)
-            # Callers come in bursts; between two of them the turn is not worth having.
-            while waits != self._waits and not self._over():
-                waits = self._waits
-                time.sleep(IDLE)
-
-    def _stand_by(self, waits: int) -> None:
-        """Sleep as long as the one who waits now does; a short wait is not worth it."""
-        time.sleep(IDLE)
-        with self._lock:
-            if not self._waiters or waits != self._waits or self._over():
-                return
-            self._standby = True
-        self._recall.get()
-
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Whether the peer is gone, or the channel is closed."""
         return self._closing or self._lost is not None
 
-    def _read_once(self, seconds: float | None) -> None:
+    def interrupted(self) -> None:
+        """A signal handler raised where the books could not be kept."""
+        self._lose(ConnectionLost, "interrupted")
+
+    def read_once(self, seconds: float | None) -> None:
         """Wait for the socket and do what it is ready for; only with the turn."""
         ready = self._poll(seconds)  # who is interrupted here has not touched anything
         self._reader = threading.get_ident()
@@ -607,7 +508,7 @@ class Channel:
         if not count:
             raise ConnectionResetError("the peer closed the connection")
         with self._lock:
-            if self._over():  # meanwhile, so that nobody waits for it
+            if self.over():  # meanwhile, so that nobody waits for it
                 close_fds(fds)
                 return False
             event = self._connection.received(count, fds)
@@ -673,7 +574,7 @@ class Channel:
             self._note("protocol error" if kind is RemoteProtocolError else "lost", reason=reason)
             self._room.notify_all()
             self._wake()
-            waiting = list(self._waiters)
+            waiting = list(self._turn.waiters)
             with contextlib.suppress(OSError):  # so that the peer knows, though we noticed
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._finish_all()
