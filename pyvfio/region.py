@@ -20,6 +20,7 @@ from pyvfio.errors import (
     DeviceClosed,
     RegionError,
     UnsupportedError,
+    VFIOError,
     operation_error,
 )
 from pyvfio.io_eventfd import IOEventFD
@@ -27,7 +28,7 @@ from pyvfio.memory import PAGE_SIZE, ByteArray, View
 from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import RegionFlags
-from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo
+from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo, ShortRead
 
 log = logging.getLogger(__name__)
 
@@ -219,10 +220,12 @@ class Region:
         self._check_register("read", offset, width)
         area = self._area(offset, width)
         if area is None:
-            data = self._read_trapped(offset, width)
-            if len(data) != width:
-                raise self._short("read", offset, width, len(data))
-            return int.from_bytes(data, "little")
+            try:
+                return self._device_io.register_read(self.info.index, offset, width)
+            except ShortRead as error:
+                raise self._short("read", offset, width, error.count) from None
+            except OSError as error:
+                raise self._not_read(error, offset) from error
         value = mmio.READ[width](area.address + offset - area.start)
         if value == mmio.ALL_ONES[width] and mmio.faulted():
             raise self._fault("read", offset)
@@ -386,19 +389,19 @@ class Region:
         try:
             return self._device_io.region_read(self.info.index, offset, size)
         except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self._op("read", offset), uri=self._uri
-            ) from error
+            raise self._not_read(error, offset) from error
 
     def _read_trapped_into(self, offset: int, target: memoryview) -> None:
         try:
             count = self._device_io.region_read_into(self.info.index, offset, target)
         except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self._op("read", offset), uri=self._uri
-            ) from error
+            raise self._not_read(error, offset) from error
         if count != len(target):
             raise self._short("read", offset, len(target), count)
+
+    def _not_read(self, error: OSError, offset: int) -> VFIOError:
+        op = self._op("read", offset)
+        return operation_error(error, RegionError, op=op, uri=self._uri)
 
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         try:

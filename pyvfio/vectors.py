@@ -10,7 +10,9 @@ vector").
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,6 +205,21 @@ class DMASource(Protocol):
         """Descriptor of the memory, its first byte at offset 0."""
 
 
+class ShortRead(OSError):
+    """A register of which the device has given only ``count`` bytes."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO))
+        self.count = count
+
+
+def register_value(data: Buffer, width: int) -> int:
+    """What a register of ``width`` bytes was read as; raises :class:`ShortRead`."""
+    if len(data) != width:
+        raise ShortRead(len(data))
+    return int.from_bytes(data, "little")
+
+
 class DeviceIO(ABC):
     """Operations on one device; all raise :class:`OSError` with the errno of a refusal."""
 
@@ -252,6 +269,15 @@ class DeviceIO(ABC):
         data = self.region_read(index, offset, len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+    def register_read(self, index: int, offset: int, width: int) -> int:
+        """Read 1, 2, 4 or 8 bytes in one access; their value, little-endian.
+
+        Optional: one :meth:`region_read`.
+
+        :raises ShortRead: the device gave fewer bytes.
+        """
+        return register_value(self.region_read(index, offset, width), width)
 
     @abstractmethod
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:

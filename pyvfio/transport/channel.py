@@ -13,7 +13,6 @@ step: the late reply is drained.  Loss of the peer completes every waiting calle
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -36,9 +35,11 @@ from pyvfio.errors import (
 from pyvfio.polling import milliseconds
 from pyvfio.transport import trace
 from pyvfio.transport.call import Call, Reply, Waiter
+from pyvfio.transport.exchange import PATIENCE, SENDING, Exchange, wanted
 from pyvfio.transport.send_queue import SendQueue
-from pyvfio.transport.sockets import close_fds, receive
+from pyvfio.transport.sockets import GONE, close_fds, receive
 from pyvfio.transport.turn import IDLE, Turn
+from pyvfio.transport.unread import Unread
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
 from pyvfio.wire.connection import (
@@ -67,7 +68,6 @@ PeerRequest: TypeAlias = RequestReceived | RequestInvalid
 
 LEFT_TO_PARENT = "the connection is that of the process which forked; open one after the fork"
 
-_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _Encode: TypeAlias = Callable[[], tuple[int | None, list[Buffer]]]
 """Makes a message: the id of a request that waits for its reply, and the buffers."""
 
@@ -102,7 +102,7 @@ class Channel:
         self.name = name
         self.timeout = timeout
         self._sock = sock
-        self._sock.setblocking(False)
+        self._sock.setblocking(True)  # what shall not wait says so
         self._connection = Connection(role, max_data)
         self._tracer: trace.Tracer | None = None
         self._on_request = on_request
@@ -110,13 +110,14 @@ class Channel:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._queue = SendQueue(sock)
-        self._in_flight = 0
+        self.in_flight = 0
         self._lost: VFIOError | None = None
         self._closing = False
-        self._paused = False
+        self.paused = False
         self._hurried = False
         self._turn = Turn(self, self._room, self._lock, f"vfio-user {name}")
         self._reader: int | None = None
+        self.unread = Unread()
         self._poller = select.poll()
         self._registered = -1
         self._wake_fd = -1
@@ -126,11 +127,25 @@ class Channel:
             self._tracer = trace.tracer(sock, role, name, twin)
             if self._tracer is not None:
                 self._connection.observer = self._tracer.received
+            self.exchange = self._make_exchange(role, twin)
             _open.add(self)
             self._turn.start()
         except BaseException:
             self._drop_descriptors()
             raise
+
+    def _make_exchange(self, role: Role, twin: bool) -> Exchange:
+        likely = role is Role.CLIENT and not twin and self.timeout >= 10 * PATIENCE
+        is_open = likely and self._tracer is None and wanted()
+        return Exchange(
+            self,
+            self._sock,
+            lock=self._lock,
+            turn=self._turn,
+            connection=self._connection,
+            queue=self._queue,
+            is_open=is_open,
+        )
 
     # Requests of ours
 
@@ -156,7 +171,7 @@ class Channel:
 
         def encode() -> tuple[int | None, list[Buffer]]:
             call.number, buffers = self._encode(command, message, call)
-            self._in_flight += 1
+            self.in_flight += 1
             return call.number, buffers
 
         try:
@@ -197,14 +212,14 @@ class Channel:
         with self._lock:
             abandoned = self._abandon(call)
             if self.over():  # whoever has its reply in hand may not get to it any more
-                call.complete(self._end_of(call))
+                call.complete(self.end_of(call))
         if abandoned:
             raise self._timeout(call.command, seconds, "no reply", id=call.number)
         while not call.ready():  # it is being completed, unless that fails
             call.sleep(IDLE)
             with self._lock:
                 if self.over():
-                    call.complete(self._end_of(call))
+                    call.complete(self.end_of(call))
 
     def forget(self, call: Call) -> None:
         """Nobody waits for ``call`` any more: its caller was interrupted."""
@@ -253,8 +268,8 @@ class Channel:
 
     def pause_reading(self, paused: bool) -> None:
         """Take nothing more from the socket for now; replies to our requests wait as well."""
-        if paused != self._paused:
-            self._paused = paused
+        if paused != self.paused:
+            self.paused = paused
             self._wake()
 
     def nudge(self) -> None:
@@ -267,7 +282,7 @@ class Channel:
 
     def give_up_peer(self, reason: str) -> None:
         """Take the peer for gone, though it may be there; not in ``on_request``."""
-        self._lose(ConnectionLost, reason)
+        self.lose(ConnectionLost, reason)
 
     def close(self) -> None:
         """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
@@ -282,6 +297,7 @@ class Channel:
             if not self._closing:
                 self._note("closed")
             self._closing = True
+            self.exchange.close()
             self._room.notify_all()
             self._wake()
         self._turn.step_back()
@@ -301,6 +317,7 @@ class Channel:
         Two processes cannot share a stream; and a child that kept the socket would keep the peer
         from hearing of the parent's end.
         """
+        self.exchange.close()
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._turn.use(self._room, self._lock)
@@ -313,6 +330,7 @@ class Channel:
         _open.discard(self)
         self._queue.drop()
         close_fds(self._connection.take_fds())
+        self.unread.drop()
         self._sock.close()
         fd, self._wake_fd = self._wake_fd, -1
         if fd >= 0:
@@ -345,6 +363,8 @@ class Channel:
                 self._wait_for_room(command, room)
             if slot:
                 self._wait_for_slot(command)
+            if self.exchange.active:
+                self._wait_for_border(command)
             number: int | None = None
             try:
                 number, buffers = encode()
@@ -352,14 +372,14 @@ class Channel:
             except VFIOError:
                 raise  # it cannot be encoded
             except BaseException as error:
-                if isinstance(error, OSError) and error.errno not in (None, *_GONE):
+                if isinstance(error, OSError) and error.errno not in (None, *GONE):
                     self._note("not sent", command=command_name(command), reason=str(error))
                     self._take_back(number)
                     raise
                 failure = error  # what is left of the message may be lost, and the step with it
         if failure is not None:
-            self._lose(ConnectionLost, str(failure) or "interrupted while sending")
-            if isinstance(failure, OSError) and failure.errno in _GONE:
+            self.lose(ConnectionLost, str(failure) or "interrupted while sending")
+            if isinstance(failure, OSError) and failure.errno in GONE:
                 raise self._lost_error(command) from failure
             raise failure  # a signal handler's, or there is no memory
 
@@ -406,12 +426,18 @@ class Channel:
 
     def _wait_for_slot(self, command: int) -> None:
         def has_slot() -> bool:
-            return self._in_flight < MAX_IN_FLIGHT or self.over()
+            return self.in_flight < MAX_IN_FLIGHT or self.over()
 
         if not has_slot() and not self._room.wait_for(has_slot, self.timeout):
             reason = f"{MAX_IN_FLIGHT} requests are unanswered"
             raise self._timeout(command, self.timeout, reason)
         self._check_usable(command)
+
+    def _wait_for_border(self, command: int) -> None:
+        """Have C send all that it has begun with."""
+        while self.exchange.sending:
+            self._room.wait(SENDING)
+            self._check_usable(command)
 
     def _has_room(self) -> bool:
         return not self._queue.is_full or self._hurried or self.over()
@@ -442,17 +468,20 @@ class Channel:
 
     def interrupted(self) -> None:
         """A signal handler raised where the books could not be kept."""
-        self._lose(ConnectionLost, "interrupted")
+        self.lose(ConnectionLost, "interrupted")
 
     def read_once(self, seconds: float | None) -> None:
         """Wait for the socket and do what it is ready for; only with the turn."""
-        ready = self._poll(seconds)  # who is interrupted here has not touched anything
+        # Who is interrupted here has not touched anything.
+        ready = [] if self.unread else self._poll(seconds)
         self._reader = threading.get_ident()
         try:
+            while self.unread:
+                self._read()
             for fd, events in ready:
                 self._attend_to(fd, events)
         except RemoteProtocolError as error:
-            self._lose(RemoteProtocolError, error.reason, error.hint)
+            self.lose(RemoteProtocolError, error.reason, error.hint)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -461,14 +490,14 @@ class Channel:
     def _fail(self, error: BaseException) -> None:
         """Lose the connection; called where ``error`` is handled, which goes on if it must."""
         if isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno):
-            self._lose(ConnectionLost, str(error))
+            self.lose(ConnectionLost, str(error))
         elif threading.current_thread() is threading.main_thread():
             # A signal handler's: part of a message may be lost, and the step with it.
-            self._lose(ConnectionLost, str(error) or "interrupted while reading")
+            self.lose(ConnectionLost, str(error) or "interrupted while reading")
             raise error
         else:
             log.exception("%s: cannot go on", self.name)
-            self._lose(ConnectionLost, "an internal error, see the log")
+            self.lose(ConnectionLost, "an internal error, see the log")
 
     def _poll(self, seconds: float | None) -> list[tuple[int, int]]:
         interest = self._interest()
@@ -490,7 +519,7 @@ class Channel:
 
     def _interest(self) -> int:
         with self._lock:
-            reading = not self._queue.is_flooded and not self._paused
+            reading = not self._queue.is_flooded and not self.paused
             return (select.POLLIN if reading else 0) | (select.POLLOUT if self._queue else 0)
 
     def _read(self) -> None:
@@ -501,7 +530,8 @@ class Channel:
 
     def _read_piece(self) -> bool:
         """Read what is missing of a header or a body; returns whether a body is to follow."""
-        got = receive(self._sock, self._connection.receive_buffer())
+        space = self._connection.receive_buffer()
+        got = self.unread.take(space) if self.unread else receive(self._sock, space)
         if got is None:
             return False
         count, fds = got
@@ -562,15 +592,16 @@ class Channel:
             close_fds(outcome.fds)
 
     def _free_slot(self) -> None:
-        if self._in_flight == MAX_IN_FLIGHT:
+        if self.in_flight == MAX_IN_FLIGHT:
             self._room.notify_all()
-        self._in_flight -= 1
+        self.in_flight -= 1
 
-    def _lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
+    def lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
         with self._lock:
             if self._lost is not None or self._closing:
                 return
             self._lost = kind(reason, uri=self.name, hint=hint)
+            self.exchange.close()
             self._note("protocol error" if kind is RemoteProtocolError else "lost", reason=reason)
             self._room.notify_all()
             self._wake()
@@ -586,9 +617,9 @@ class Channel:
         with self._lock:
             calls: list[Call] = self._connection.take_pending()
         for call in calls:
-            self._complete(call, self._end_of(call))
+            self._complete(call, self.end_of(call))
 
-    def _end_of(self, call: Call) -> VFIOError:
+    def end_of(self, call: Call) -> VFIOError:
         """What a call ends with that is not answered any more."""
         op, uri, lost = call.command.name, self.name, self._lost
         if lost is None:

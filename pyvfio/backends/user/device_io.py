@@ -23,6 +23,7 @@ from pyvfio.vectors import (
     IRQInfo,
     RegionInfo,
     known,
+    register_value,
 )
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
@@ -34,6 +35,8 @@ SAFE_WRITE = 32 * 1024
 widespread one reads a body with one recv() and loses step above about this size, whatever it
 negotiated."""
 
+
+REGISTER_WIDTHS = (1, 2, 4, 8)
 
 SOME_IO_FDS = 4096
 """Bytes of sub-regions with descriptors that are asked for at first."""
@@ -48,6 +51,7 @@ class UserDeviceIO(DeviceIO):
 
     def __init__(self, channel: Channel, limits: Limits) -> None:
         self._channel = channel
+        self._exchange = channel.exchange
         self._limits = limits
         self._region_fds: list[int] = []
         self._sizes: dict[int, int] = {}
@@ -143,11 +147,10 @@ class UserDeviceIO(DeviceIO):
     def region_read_into(self, index: int, offset: int, buffer: memoryview) -> int:
         done = 0
         while done < len(buffer):
-            wanted = min(self._limits.max_data_xfer_size, len(buffer) - done)
-            part = self._read(index, offset + done, wanted)
-            buffer[done : done + len(part)] = part
-            done += len(part)
-            if len(part) < wanted:
+            part = buffer[done : done + self._limits.max_data_xfer_size]
+            count = self._read_into(index, offset + done, part)
+            done += count
+            if count < len(part):
                 break
         return done
 
@@ -156,10 +159,26 @@ class UserDeviceIO(DeviceIO):
         data: Buffer = self._channel.call(Command.REGION_READ, request).message.data
         return data
 
+    def _read_into(self, index: int, offset: int, target: memoryview) -> int:
+        call = self._exchange.read_region(index, offset, target)
+        if call is None:
+            return len(target)
+        data: Buffer = call.result().message.data
+        target[: len(data)] = data
+        return len(data)
+
+    def register_read(self, index: int, offset: int, width: int) -> int:
+        found = self._exchange.read_register(index, offset, width)
+        if isinstance(found, int):
+            return found
+        return register_value(found.result().message.data, width)
+
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         limit = self._limits.max_data_xfer_size
         if not self._limits.long_writes:
             limit = min(limit, SAFE_WRITE)
+        if len(data) <= limit:
+            return self._write(index, offset, data, posted)
         view, done = memoryview(data), 0
         while done < len(view):
             chunk = view[done : done + limit]
@@ -169,16 +188,25 @@ class UserDeviceIO(DeviceIO):
                 break
         return done
 
-    def _write(self, index: int, offset: int, data: memoryview, posted: bool) -> int:
-        request = messages.RegionWrite(offset, index, data)
+    def _write(self, index: int, offset: int, data: Buffer, posted: bool) -> int:
         if posted:
-            self._post(request)
+            self._post(index, offset, data)
             return len(data)
-        count: int = self._channel.call(Command.REGION_WRITE, request).message.count
+        if len(data) in REGISTER_WIDTHS:
+            call = self._exchange.write_register(index, offset, data)
+            if call is None:
+                return len(data)
+        else:
+            request = messages.RegionWrite(offset, index, data)
+            call = self._channel.submit(Command.REGION_WRITE, request)
+        count: int = call.result().message.count
         return count
 
-    def _post(self, request: messages.RegionWrite) -> None:
+    def _post(self, index: int, offset: int, data: Buffer) -> None:
         self._unflushed = True
+        if len(data) in REGISTER_WIDTHS and self._exchange.post_register(index, offset, data):
+            return
+        request = messages.RegionWrite(offset, index, data)
         if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
             self._channel.post_write(request)
         else:
