@@ -28,7 +28,7 @@ from pyvfio.memory import PAGE_SIZE, ByteArray, View
 from pyvfio.native import mmio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import RegionFlags
-from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo, ShortRead
+from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo, ShortAccess
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,9 @@ class Region:
         posted to configuration space or I/O ports, nor once a region of the device is mapped, nor
         by the kernel's backend.
         """
-        wanted = self._posting.default if self._posted is None else self._posted
-        return wanted and self.postable and not self._posting.over
+        posting = self._posting
+        wanted = posting.default if self._posted is None else self._posted
+        return wanted and not posting.over and self.postable
 
     @posted.setter
     def posted(self, wanted: bool) -> None:
@@ -220,12 +221,7 @@ class Region:
         self._check_register("read", offset, width)
         area = self._area(offset, width)
         if area is None:
-            try:
-                return self._device_io.register_read(self.info.index, offset, width)
-            except ShortRead as error:
-                raise self._short("read", offset, width, error.count) from None
-            except OSError as error:
-                raise self._not_read(error, offset) from error
+            return self._read_register(offset, width)
         value = mmio.READ[width](area.address + offset - area.start)
         if value == mmio.ALL_ONES[width] and mmio.faulted():
             raise self._fault("read", offset)
@@ -242,7 +238,7 @@ class Region:
             raise ValueError(f"{value:#x} does not fit into {8 * width} bits")
         area = self._area(offset, width)
         if area is None:
-            self._write_trapped(offset, value.to_bytes(width, "little"))
+            self._write_register(offset, width, value)
             return
         if mmio.WRITE[width](area.address + offset - area.start, value):
             raise self._fault("write", offset)
@@ -385,31 +381,44 @@ class Region:
         )
         return View(memory, self.name)
 
+    def _read_register(self, offset: int, width: int) -> int:
+        try:
+            return self._device_io.register_read(self.info.index, offset, width)
+        except ShortAccess as error:
+            raise self._short("read", offset, width, error.count) from None
+        except OSError as error:
+            raise self._failed("read", error, offset) from error
+
+    def _write_register(self, offset: int, width: int, value: int) -> None:
+        try:
+            self._device_io.register_write(self.info.index, offset, width, value, self.posted)
+        except ShortAccess as error:
+            raise self._short("write", offset, width, error.count) from None
+        except OSError as error:
+            raise self._failed("write", error, offset) from error
+
     def _read_trapped(self, offset: int, size: int) -> Buffer:
         try:
             return self._device_io.region_read(self.info.index, offset, size)
         except OSError as error:
-            raise self._not_read(error, offset) from error
+            raise self._failed("read", error, offset) from error
 
     def _read_trapped_into(self, offset: int, target: memoryview) -> None:
         try:
             count = self._device_io.region_read_into(self.info.index, offset, target)
         except OSError as error:
-            raise self._not_read(error, offset) from error
+            raise self._failed("read", error, offset) from error
         if count != len(target):
             raise self._short("read", offset, len(target), count)
 
-    def _not_read(self, error: OSError, offset: int) -> VFIOError:
-        op = self._op("read", offset)
-        return operation_error(error, RegionError, op=op, uri=self._uri)
+    def _failed(self, verb: str, error: OSError, offset: int) -> VFIOError:
+        return operation_error(error, RegionError, op=self._op(verb, offset), uri=self._uri)
 
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         try:
             count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
         except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self._op("write", offset), uri=self._uri
-            ) from error
+            raise self._failed("write", error, offset) from error
         if count != len(data):
             raise self._short("write", offset, len(data), count)
 

@@ -205,8 +205,8 @@ class DMASource(Protocol):
         """Descriptor of the memory, its first byte at offset 0."""
 
 
-class ShortRead(OSError):
-    """A register of which the device has given only ``count`` bytes."""
+class ShortAccess(OSError):
+    """A register of which the device has given or taken only ``count`` bytes."""
 
     def __init__(self, count: int) -> None:
         super().__init__(errno.EIO, os.strerror(errno.EIO))
@@ -214,9 +214,9 @@ class ShortRead(OSError):
 
 
 def register_value(data: Buffer, width: int) -> int:
-    """What a register of ``width`` bytes was read as; raises :class:`ShortRead`."""
+    """What a register of ``width`` bytes was read as; raises :class:`ShortAccess`."""
     if len(data) != width:
-        raise ShortRead(len(data))
+        raise ShortAccess(len(data))
     return int.from_bytes(data, "little")
 
 
@@ -275,7 +275,7 @@ class DeviceIO(ABC):
 
         Optional: one :meth:`region_read`.
 
-        :raises ShortRead: the device gave fewer bytes.
+        :raises ShortAccess: the device gave fewer bytes.
         """
         return register_value(self.region_read(index, offset, width), width)
 
@@ -285,6 +285,20 @@ class DeviceIO(ABC):
 
         :param posted: do not wait; order is kept, errors are never seen.
         """
+
+    def register_write(
+        self, index: int, offset: int, width: int, value: int, posted: bool = False
+    ) -> None:
+        """Write 1, 2, 4 or 8 bytes in one access, little-endian.
+
+        Optional: one :meth:`region_write`.
+
+        :raises ShortAccess: the device took fewer bytes.
+        """
+        data = value.to_bytes(width, "little")
+        count = self.region_write(index, offset, data, posted=posted)
+        if count != width:
+            raise ShortAccess(count)
 
     @property
     def unflushed(self) -> bool:

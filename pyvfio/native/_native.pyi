@@ -26,6 +26,7 @@ class Lib:
     def pyvfio_read_region(
         self, stream: Any, region: int, offset: int, size: int, target: int
     ) -> int: ...
+    def pyvfio_post(self, stream: Any, messages: int, size: int) -> int: ...
     def pyvfio_pipeline(
         self,
         stream: Any,

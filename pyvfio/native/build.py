@@ -66,6 +66,7 @@ ffibuilder.cdef(
                               uint32_t width, uint64_t value);
     int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
                              uint32_t width, uint64_t value);
+    int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size);
     int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, size_t stride,
                         size_t count, uintptr_t fds, size_t echo, size_t window,
                         uint64_t nanoseconds);

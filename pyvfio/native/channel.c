@@ -13,6 +13,7 @@
  */
 #include <endian.h>
 #include <errno.h>
+#include <poll.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -24,6 +25,7 @@
 #define PYVFIO_RECEIVED 4096
 #define PYVFIO_PIECES 4
 #define PYVFIO_IDS 0x4000
+#define PYVFIO_PATIENCE_NS 5000000
 
 enum pyvfio_status {
     PYVFIO_DONE,
@@ -72,7 +74,8 @@ struct pyvfio_stream {
     uint16_t id_base;
     uint16_t id_count;
     uint16_t first_id; /* of the last call */
-    /* Set by the caller; cleared when nothing more is sent, so that others may. */
+    /* Whether others must wait until a call has sent what it has to; also between two calls, so
+     * that none finds it clear before it has begun. */
     volatile int sending;
 
     /* How far the last call came */
@@ -307,17 +310,19 @@ static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, 
                              void *data, size_t size)
 {
     size_t head = sizeof(struct pyvfio_header) + echo, got = 0;
+    /* One part costs less than two: a register is put behind its head. */
+    size_t in_one = (uint8_t *)data == stream->received + head ? head + size : head;
     int status = PYVFIO_LATE, pieces = PYVFIO_PIECES;
 
     while (pieces--) {
-        size_t of_head = got < head ? got : head;
+        size_t of_first = got < in_one ? got : in_one;
         struct iovec parts[] = {
-            {stream->received + of_head, head - of_head},
-            {(uint8_t *)data + (got - of_head), size - (got - of_head)},
+            {stream->received + of_first, in_one - of_first},
+            {(uint8_t *)data + (got - of_first), head + size - in_one - (got - of_first)},
         };
-        int whole = of_head == head;
-        ssize_t more = got ? pyvfio_receive(stream, parts, 2, whole ? MSG_WAITALL : 0)
-                           : pyvfio_await(stream, parts, 2);
+        size_t count = 1 + (in_one < head + size);
+        ssize_t more = got ? pyvfio_receive(stream, parts, count, got < head ? 0 : MSG_WAITALL)
+                           : pyvfio_await(stream, parts, count);
 
         if (more < 0) {
             status = (int)-more;
@@ -334,7 +339,7 @@ static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, 
             return PYVFIO_DONE;
         }
     }
-    stream->unread = (uint32_t)(got < head ? got : head);
+    stream->unread = (uint32_t)(got < in_one ? got : in_one);
     stream->unread_data = got - stream->unread;
     return status;
 }
@@ -342,6 +347,8 @@ static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, 
 static int pyvfio_end(struct pyvfio_stream *stream, int status)
 {
     stream->status = status;
+    if (status == PYVFIO_DONE)
+        stream->sending = 1;
     return status;
 }
 
@@ -404,12 +411,8 @@ static int64_t pyvfio_read_register(struct pyvfio_stream *stream, uint32_t regio
     if (width > sizeof(value))
         return -pyvfio_end(stream, PYVFIO_OTHER);
     status = pyvfio_exchange(stream, &access, data, width);
-    if (status) {
-        /* What was read is in one piece then. */
-        stream->unread += (uint32_t)stream->unread_data;
-        stream->unread_data = 0;
+    if (status)
         return -status;
-    }
     memcpy(&value, data, width);
     value = le64toh(value);
     stream->value = value;
@@ -439,6 +442,39 @@ static int pyvfio_write_register(struct pyvfio_stream *stream, uint32_t region, 
     return pyvfio_exchange(stream, &access, NULL, 0);
 }
 
+/*
+ * Send, and where the socket is full wait a little until the peer has read a part of it: that costs
+ * less than to queue.  Something of the peer's to be read ends the wait; it may want an answer first.
+ */
+static int pyvfio_send_patiently(struct pyvfio_stream *stream, const uint8_t *data, size_t size)
+{
+    struct pollfd wait = {.fd = stream->fd, .events = POLLIN | POLLOUT};
+    uint64_t end = 0;
+    int status;
+
+    for (;;) {
+        uint64_t now;
+
+        status = pyvfio_send(stream, data + stream->sent, size - stream->sent, -1);
+        if (status == PYVFIO_DONE || stream->error)
+            break;
+        now = pyvfio_now();
+        if (!end)
+            end = now + PYVFIO_PATIENCE_NS;
+        if (now >= end || poll(&wait, 1, PYVFIO_PATIENCE_NS / 1000000) != 1 ||
+            wait.revents != POLLOUT)
+            break;
+    }
+    return pyvfio_end(stream, status);
+}
+
+/* Messages that are not answered. */
+static int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size)
+{
+    pyvfio_begin(stream);
+    return pyvfio_send_patiently(stream, (const uint8_t *)messages, size);
+}
+
 /* REGION_WRITE of a register that is not answered. */
 static int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
                                 uint32_t width, uint64_t value)
@@ -449,7 +485,7 @@ static int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, u
     if (width > sizeof(value))
         return pyvfio_end(stream, PYVFIO_OTHER);
     access.value = htole64(value);
-    return pyvfio_end(stream, pyvfio_send(stream, &access, access.header.size, -1));
+    return pyvfio_send_patiently(stream, (const uint8_t *)&access, access.header.size);
 }
 
 /* Requests in flight, all of one size, with replies of one size */
@@ -541,16 +577,16 @@ static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, siz
     };
     uint64_t start = pyvfio_now();
     size_t got = 0;
-    int status = PYVFIO_DONE;
+    int status = PYVFIO_DONE, more = 1;
 
     pyvfio_begin(stream);
     while (status == PYVFIO_DONE && stream->answered < count) {
         size_t waiting = flight.sent - stream->answered;
         uint64_t spent = pyvfio_now() - start;
 
-        if (flight.sent == count || spent >= nanoseconds)
-            stream->sending = 0;
-        if (stream->sending && waiting <= window / 2)
+        more = flight.sent < count && spent < nanoseconds;
+        stream->sending = more;
+        if (more && waiting <= window / 2)
             status = pyvfio_send_more(stream, &flight, window - waiting);
         else if (!waiting)
             break;
@@ -559,8 +595,6 @@ static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, siz
         else
             status = pyvfio_take_some(stream, &flight, &got);
     }
-    if (status != PYVFIO_UNSENT)
-        stream->sending = 0;
     stream->unread = (uint32_t)got;
     return pyvfio_end(stream, status);
 }

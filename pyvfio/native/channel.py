@@ -8,6 +8,7 @@ from enum import IntEnum
 from functools import partial
 
 from pyvfio.native._native import ffi, lib
+from pyvfio.uapi.layout import Buffer
 
 WIDE = -64
 """What :attr:`Stream.read_register` returns for a value that is in ``state.value``."""
@@ -42,6 +43,7 @@ class Stream:
         self.state = ffi.new("struct pyvfio_stream *")
         self.state.fd = fd
         self.state.id_base = first_id
+        self.state.sending = True
         self.state.may_spin = may_spin
         self.read_register = partial(lib.pyvfio_read_register, self.state)
         self.write_register = partial(lib.pyvfio_write_register, self.state)
@@ -51,6 +53,11 @@ class Stream:
         """REGION_READ into ``target``; returns the status."""
         address = int(ffi.cast("uintptr_t", ffi.from_buffer(target)))
         return lib.pyvfio_read_region(self.state, region, offset, len(target), address)
+
+    def post(self, messages: Buffer) -> int:
+        """Send messages that are not answered; returns the status."""
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(messages)))
+        return lib.pyvfio_post(self.state, address, len(messages))
 
     def pipeline(
         self,

@@ -117,7 +117,7 @@ class Channel:
         self._hurried = False
         self._turn = Turn(self, self._room, self._lock, f"vfio-user {name}")
         self._reader: int | None = None
-        self.unread = Unread()
+        self.unread: Unread | None = None
         self._poller = select.poll()
         self._registered = -1
         self._wake_fd = -1
@@ -270,7 +270,7 @@ class Channel:
         """Take nothing more from the socket for now; replies to our requests wait as well."""
         if paused != self.paused:
             self.paused = paused
-            self._wake()
+            self.wake()
 
     def nudge(self) -> None:
         """Have whoever reads, or waits until the peer reads, look whether there is another reason.
@@ -278,7 +278,7 @@ class Channel:
         Takes no lock, so that a signal handler may call it.
         """
         self._hurried = True
-        self._wake()
+        self.wake()
 
     def give_up_peer(self, reason: str) -> None:
         """Take the peer for gone, though it may be there; not in ``on_request``."""
@@ -299,7 +299,7 @@ class Channel:
             self._closing = True
             self.exchange.close()
             self._room.notify_all()
-            self._wake()
+            self.wake()
         self._turn.step_back()
         interrupt = self._turn.join()
         with self._lock:
@@ -330,7 +330,8 @@ class Channel:
         _open.discard(self)
         self._queue.drop()
         close_fds(self._connection.take_fds())
-        self.unread.drop()
+        if self.unread is not None:
+            self.unread.drop()
         self._sock.close()
         fd, self._wake_fd = self._wake_fd, -1
         if fd >= 0:
@@ -414,7 +415,7 @@ class Channel:
         if self._tracer is not None:
             self._tracer.sent(buffers, fds)
         if self._queue.send(buffers, fds, is_answer):
-            self._wake()
+            self.wake()
 
     def _wait_for_room(self, command: int, seconds: float) -> None:
         timeout = None if seconds == math.inf else seconds
@@ -473,10 +474,10 @@ class Channel:
     def read_once(self, seconds: float | None) -> None:
         """Wait for the socket and do what it is ready for; only with the turn."""
         # Who is interrupted here has not touched anything.
-        ready = [] if self.unread else self._poll(seconds)
+        ready = [] if self.unread is not None else self._poll(seconds)
         self._reader = threading.get_ident()
         try:
-            while self.unread:
+            while self.unread is not None:
                 self._read()
             for fd, events in ready:
                 self._attend_to(fd, events)
@@ -530,8 +531,10 @@ class Channel:
 
     def _read_piece(self) -> bool:
         """Read what is missing of a header or a body; returns whether a body is to follow."""
-        space = self._connection.receive_buffer()
-        got = self.unread.take(space) if self.unread else receive(self._sock, space)
+        if self.unread is None:
+            got = receive(self._sock, self._connection.receive_buffer())
+        else:
+            got = self._take_unread(self.unread)
         if got is None:
             return False
         count, fds = got
@@ -545,6 +548,12 @@ class Channel:
         if event is not None:
             self._dispatch(event)
         return self._connection.in_body()
+
+    def _take_unread(self, unread: Unread) -> tuple[int, list[int]]:
+        count, fds = unread.take(self._connection.receive_buffer())
+        if not unread:
+            self.unread = None
+        return count, fds
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, RequestReceived | RequestInvalid):
@@ -575,7 +584,8 @@ class Channel:
             self._queue.flush()
             self._room.notify_all()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever reads look at everything again."""
         fd = self._wake_fd
         if fd >= 0:
             # Without a lock, since signal handlers call it: it may be closed just now.
@@ -604,7 +614,7 @@ class Channel:
             self.exchange.close()
             self._note("protocol error" if kind is RemoteProtocolError else "lost", reason=reason)
             self._room.notify_all()
-            self._wake()
+            self.wake()
             waiting = list(self._turn.waiters)
             with contextlib.suppress(OSError):  # so that the peer knows, though we noticed
                 self._sock.shutdown(socket.SHUT_RDWR)

@@ -53,12 +53,20 @@ _MISFITS = (OverflowError, TypeError)
 """What C is not given: the general way says which value does not fit."""
 
 
+class Requests(Protocol):
+    """Some requests of one command and one size; made when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: int, /) -> Request: ...
+
+
 class ExchangeOwner(CallOwner, Protocol):
     """What an exchange needs of its channel; but for ``submit`` and ``lose`` with its lock held."""
 
     in_flight: int
     paused: bool
-    unread: Unread
+    unread: Unread | None
 
     def submit(self, command: Command, message: Request) -> Call:
         """Send a request the general way."""
@@ -72,8 +80,16 @@ class ExchangeOwner(CallOwner, Protocol):
     def lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
         """Take the peer for gone."""
 
+    def wake(self) -> None:
+        """Have who reads see what is queued."""
+
     def interrupted(self) -> None:
         """A signal handler raised where the books could not be kept."""
+
+
+def register_write(region: int, offset: int, width: int, value: int) -> RegionWrite:
+    """REGION_WRITE of a little-endian register."""
+    return RegionWrite(offset, region, value.to_bytes(width, "little"))
 
 
 def wanted() -> bool:
@@ -114,6 +130,8 @@ class Exchange:
         self._posts = Stream(sock.fileno(), FIRST_POSTED_ID)
         self._state = self._stream.state
         self._read_register = self._stream.read_register
+        self._write_register = self._stream.write_register
+        self._post_register = self._posts.post_register
         if is_open:
             seconds, microseconds = divmod(int(1e6 * PATIENCE), 1_000_000)
             limit = struct.pack("@ll", seconds, microseconds)
@@ -140,28 +158,20 @@ class Exchange:
                 if value >= 0:
                     self._leave()
                     return value
-                call = self._settle(Command.REGION_READ, (RegionRead(offset, region, width),)).get(
-                    0
-                )
-                if call is not None:
-                    return call
+            return self._go_on(Command.REGION_READ, RegionRead(offset, region, width))
         except BaseException as error:
             self._recover(error, Command.REGION_READ, (RegionRead(offset, region, width),))
         return self._owner.submit(Command.REGION_READ, RegionRead(offset, region, width))
 
-    def write_register(self, region: int, offset: int, data: Buffer) -> Call | None:
+    def write_register(self, region: int, offset: int, width: int, value: int) -> Call | None:
         """REGION_WRITE of 1 to 8 bytes; the call that goes on with it, if that is necessary."""
-        request = RegionWrite(offset, region, data)
         try:
-            if self._enter():
-                value = int.from_bytes(data, "little")
-                if not self._stream.write_register(region, offset, len(data), value):
-                    self._leave()
-                    return None
-                call = self._settle(Command.REGION_WRITE, (request,)).get(0)
-                if call is not None:
-                    return call
+            if self._enter() and not self._write_register(region, offset, width, value):
+                self._leave()
+                return None
+            return self._go_on(Command.REGION_WRITE, register_write(region, offset, width, value))
         except BaseException as error:
+            request = register_write(region, offset, width, value)
             self._recover(error, Command.REGION_WRITE, (request,))
         return self._owner.submit(Command.REGION_WRITE, request)
 
@@ -169,18 +179,15 @@ class Exchange:
         """REGION_READ that fills ``target``; the call that goes on with it, if necessary."""
         request = RegionRead(offset, region, len(target))
         try:
-            if self._enter():
-                if not self._stream.read_region(region, offset, target):
-                    self._leave()
-                    return None
-                call = self._settle(Command.REGION_READ, (request,), target).get(0)
-                if call is not None:
-                    return call
+            if self._enter() and not self._stream.read_region(region, offset, target):
+                self._leave()
+                return None
+            return self._go_on(Command.REGION_READ, request, target)
         except BaseException as error:
             self._recover(error, Command.REGION_READ, (request,), target)
         return self._owner.submit(Command.REGION_READ, request)
 
-    def post_register(self, region: int, offset: int, data: Buffer) -> bool:
+    def post_register(self, region: int, offset: int, width: int, value: int) -> bool:
         """REGION_WRITE of 1 to 8 bytes that is not answered.
 
         :returns: False where it must go the general way, since the socket does not take it now.
@@ -189,53 +196,69 @@ class Exchange:
             with self._lock:
                 if not self._open or self._queued or self.active:
                     return False
-                value = int.from_bytes(data, "little")
-                if not self._posts.post_register(region, offset, len(data), value):
+                if not self._post_register(region, offset, width, value):
                     return True
-                return self._queue_rest_of_post(RegionWrite(offset, region, data))
+                write = register_write(region, offset, width, value)
+                frame = self._connection.frame(
+                    self._posts.state.first_id, Command.REGION_WRITE, write, no_reply=True
+                )
+                return self._queue_rest(b"".join(frame))
         except BaseException as error:
-            if self._posts.state.status and self._posts.state.sent:
-                self._owner.lose(ConnectionLost, "interrupted while sending")
-            if not isinstance(error, _MISFITS):
-                raise
+            self._recover_post(error)
             return False
 
-    def _queue_rest_of_post(self, write: RegionWrite) -> bool:
+    def post(self, messages: Buffer) -> bool:
+        """Messages that are not answered, with ids from :data:`FIRST_POSTED_ID` on.
+
+        :returns: False where they must go the general way.
+        """
+        try:
+            with self._lock:
+                if not self._open or self._queued or self.active:
+                    return False
+                return not self._posts.post(messages) or self._queue_rest(messages)
+        except BaseException as error:
+            self._recover_post(error)
+            return False
+
+    def _queue_rest(self, messages: Buffer) -> bool:
+        """Queue what the socket has not taken; False where it has taken nothing."""
         state = self._posts.state
-        if state.sent:
-            frame = self._connection.frame(state.first_id, Command.REGION_WRITE, write, True)
-            self._queue.append(b"".join(frame)[state.sent :])
-            state.status = Status.DONE
-        return bool(state.sent)
+        sent, state.status = state.sent, Status.DONE
+        if sent:
+            self._queue.append(bytes(memoryview(messages)[sent:]))
+            self._owner.wake()
+        return bool(sent)
+
+    def _recover_post(self, error: BaseException) -> None:
+        if self._posts.state.status and self._posts.state.sent:
+            self._owner.lose(ConnectionLost, "interrupted while sending")
+        if not isinstance(error, _MISFITS):
+            raise error
 
     def pipeline(
-        self,
-        command: Command,
-        requests: bytearray,
-        messages: Sequence[Request],
-        fds: Sequence[int],
-        echo: int,
+        self, command: Command, frames: bytearray, requests: Requests, fds: Sequence[int], echo: int
     ) -> tuple[int, dict[int, Call]]:
         """Send requests of one size with several in flight, and take their replies.
 
-        :param requests: the messages with their headers; the ids are filled in.
-        :param messages: the same, for what is not usual.
+        :param frames: the messages with their headers; the ids are filled in.
+        :param requests: the same, for what is not usual.
         :param fds: a descriptor for each, or nothing.
         :param echo: bytes of a request's payload that its reply consists of.
-        :returns: how many were sent, and the calls of those, by position, that were not answered
-            the usual way.  Others were sent in between maybe; 0 where now is not the time.
+        :returns: how many were sent, 0 where now is not the time; and the calls of those, by
+            position, that were not answered the usual way.
         """
         sent, calls = 0, dict[int, Call]()
         try:
             if self._enter():
-                count = len(messages)
+                count = len(requests)
                 self._stream.pipeline(
-                    requests, count, fds, echo=echo, window=WINDOW, seconds=PATIENCE
+                    frames, count, fds, echo=echo, window=WINDOW, seconds=PATIENCE
                 )
-                sent = -(-self._state.sent * count // len(requests))
-                calls = self._settle(command, messages)
+                sent = -(-self._state.sent * count // len(frames))
+                calls = self._settle(command, requests)
         except BaseException as error:
-            self._recover(error, command, messages)
+            self._recover(error, command, requests)
         return sent, calls
 
     # Before and after
@@ -251,13 +274,12 @@ class Exchange:
                 or self._pending
                 or self._queued
                 or self._connection.in_message
-                or self._owner.unread
+                or self._owner.unread is not None
                 or self._owner.paused
             ):
                 return False
             turn.holder = threading.get_ident()
             turn.waits += 1
-            self._state.sending = 1
             self.active = True
         return True
 
@@ -272,17 +294,25 @@ class Exchange:
         if turn.waiters or turn.standby or not self._open:
             turn.pass_on()
 
+    def _go_on(self, command: Command, request: Request, target: memoryview = _NOTHING) -> Call:
+        """The call that waits for what C has not received; all of it, where C had no turn."""
+        if self._turn.holder == threading.get_ident():
+            call = self._settle(command, (request,), target).get(0)
+            if call is not None:
+                return call
+        return self._owner.submit(command, request)
+
     def _recover(
         self,
         error: BaseException,
         command: Command,
-        messages: Sequence[Request],
+        requests: Requests,
         target: memoryview = _NOTHING,
     ) -> None:
-        """Raise again what came in between, unless C does not take a value, in good order."""
+        """Leave in good order, and raise what came in between, unless C did not take a value."""
         if self._turn.holder == threading.get_ident():
             try:
-                self._settle(command, messages, target, abandoned=True)
+                self._settle(command, requests, target, abandoned=True)
             except BaseException:
                 self.active = False
                 self._turn.drop()
@@ -294,7 +324,7 @@ class Exchange:
     def _settle(
         self,
         command: Command,
-        messages: Sequence[Request],
+        requests: Requests,
         target: memoryview = _NOTHING,
         abandoned: bool = False,
     ) -> dict[int, Call]:
@@ -308,9 +338,10 @@ class Exchange:
         with self._lock:
             if self._state.status:
                 failure = self._failure()
-                calls = self._adopt(command, messages, abandoned)
+                calls = self._adopt(command, requests, abandoned)
                 self._keep(*self._stream.take_unread(target))
                 self._state.status = Status.DONE
+                self._state.sending = True
             self.active = False
             self._turn.drop()
         if failure is not None:
@@ -318,12 +349,9 @@ class Exchange:
         self._turn.pass_on()
         return calls
 
-    def _adopt(
-        self, command: Command, messages: Sequence[Request], abandoned: bool
-    ) -> dict[int, Call]:
+    def _adopt(self, command: Command, requests: Requests, abandoned: bool) -> dict[int, Call]:
         state, owner = self._state, self._owner
-        size = HEADER.size + payload_size(messages[0].encode())
-        sent, begun = divmod(state.sent, size)
+        sent, begun = divmod(state.sent, HEADER.size + payload_size(requests[0].encode()))
         calls = {}
         for at in range(state.answered, sent + bool(begun)):
             calls[at] = call = Call(owner, command)
@@ -332,7 +360,7 @@ class Exchange:
                 call.complete(owner.end_of(call))
                 continue
             owner.in_flight += 1
-            frame = self._connection.adopt(call.number, command, messages[at], call)
+            frame = self._connection.adopt(call.number, command, requests[at], call)
             if abandoned:
                 self._connection.abandon(call.number)
             if at == sent:

@@ -22,6 +22,7 @@ from pyvfio.vectors import (
     IOEventFDInfo,
     IRQInfo,
     RegionInfo,
+    ShortAccess,
     known,
     register_value,
 )
@@ -35,8 +36,6 @@ SAFE_WRITE = 32 * 1024
 widespread one reads a body with one recv() and loses step above about this size, whatever it
 negotiated."""
 
-
-REGISTER_WIDTHS = (1, 2, 4, 8)
 
 SOME_IO_FDS = 4096
 """Bytes of sub-regions with descriptors that are asked for at first."""
@@ -192,25 +191,31 @@ class UserDeviceIO(DeviceIO):
         if posted:
             self._post(index, offset, data)
             return len(data)
-        if len(data) in REGISTER_WIDTHS:
-            call = self._exchange.write_register(index, offset, data)
-            if call is None:
-                return len(data)
-        else:
-            request = messages.RegionWrite(offset, index, data)
-            call = self._channel.submit(Command.REGION_WRITE, request)
-        count: int = call.result().message.count
+        request = messages.RegionWrite(offset, index, data)
+        count: int = self._channel.call(Command.REGION_WRITE, request).message.count
         return count
 
     def _post(self, index: int, offset: int, data: Buffer) -> None:
         self._unflushed = True
-        if len(data) in REGISTER_WIDTHS and self._exchange.post_register(index, offset, data):
-            return
         request = messages.RegionWrite(offset, index, data)
         if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
             self._channel.post_write(request)
         else:
             self._channel.post(Command.REGION_WRITE, request)
+
+    def register_write(
+        self, index: int, offset: int, width: int, value: int, posted: bool = False
+    ) -> None:
+        if posted:
+            self._unflushed = True
+            if not self._exchange.post_register(index, offset, width, value):
+                self._post(index, offset, value.to_bytes(width, "little"))
+            return
+        call = self._exchange.write_register(index, offset, width, value)
+        if call is not None:
+            count = call.result().message.count
+            if count != width:
+                raise ShortAccess(count)
 
     @property
     def unflushed(self) -> bool:
