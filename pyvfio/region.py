@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from pyvfio.errors import (
@@ -243,6 +244,29 @@ class Region:
         if mmio.WRITE[width](area.address + offset - area.start, value):
             raise self._fault("write", offset)
 
+    def write_many(self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int = 4) -> None:
+        """Write many registers in order, each in one access of ``width`` bytes.
+
+        By messages they go together, several in flight or posted.  So where one is refused, those
+        behind it may have been made or not.
+
+        :param offsets: multiples of ``width``; one number writes all values to one register.
+        :param values: as many integers; one number is written everywhere.
+        :raises RegionError: outside of the region, not aligned: nothing was written; or the device
+            refused some, of which this is the first.
+        :raises ValueError: a value does not fit, or there are not as many of them.
+        """
+        places, numbers = self._check_many(offsets, values, width)
+        if self._mapped():
+            for offset, value in zip(places.tolist(), numbers.tolist(), strict=True):
+                self.write(offset, width, value)
+            return
+        posted = self.posted
+        failures = self._device_io.registers_write(self.info.index, places, width, numbers, posted)
+        if failures:
+            position, error = failures[0]
+            raise self._access_error("write", int(places[position]), width, error) from error
+
     # Bulk
 
     def read_bytes(self, offset: int, size: int) -> bytes:
@@ -384,18 +408,19 @@ class Region:
     def _read_register(self, offset: int, width: int) -> int:
         try:
             return self._device_io.register_read(self.info.index, offset, width)
-        except ShortAccess as error:
-            raise self._short("read", offset, width, error.count) from None
         except OSError as error:
-            raise self._failed("read", error, offset) from error
+            raise self._access_error("read", offset, width, error) from error
 
     def _write_register(self, offset: int, width: int, value: int) -> None:
         try:
             self._device_io.register_write(self.info.index, offset, width, value, self.posted)
-        except ShortAccess as error:
-            raise self._short("write", offset, width, error.count) from None
         except OSError as error:
-            raise self._failed("write", error, offset) from error
+            raise self._access_error("write", offset, width, error) from error
+
+    def _access_error(self, verb: str, offset: int, width: int, error: Exception) -> Exception:
+        if isinstance(error, ShortAccess):
+            return self._short(verb, offset, width, error.count)
+        return self._failed(verb, error, offset) if isinstance(error, OSError) else error
 
     def _read_trapped(self, offset: int, size: int) -> Buffer:
         try:
@@ -435,6 +460,21 @@ class Region:
                 uri=self._uri,
                 errno=errno.EINVAL,
             )
+
+    def _check_many(
+        self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        places, numbers = np.broadcast_arrays(_integers(offsets), _integers(values))
+        if places.ndim > 1:
+            raise ValueError(f"{places.ndim} dimensions of registers")
+        for offset in {int(bound(places)) for bound in (np.min, np.max) if places.size}:
+            self._check_range("write", offset, width)
+        self._check_register("write", 0, width)
+        if (places % width).any():
+            self._check_register("write", int(places[(places % width).argmax()]), width)
+        if (numbers > mmio.ALL_ONES[width]).any():
+            raise ValueError(f"{int(numbers.max()):#x} does not fit into {8 * width} bits")
+        return places.ravel(), numbers.ravel()
 
     def _check_range(self, verb: str, offset: int, size: int) -> None:
         if self._closed:
@@ -519,3 +559,13 @@ class Region:
                 ResourceWarning,
                 stacklevel=2,
             )
+
+
+def _integers(numbers: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """Numbers from 0 to 2^64-1; raises :class:`ValueError`."""
+    array = np.asarray(numbers)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"integers are wanted, not {array.dtype}")
+    if array.size and int(array.min()) < 0:
+        raise ValueError(f"{int(array.min())} is negative")
+    return array.astype(np.uint64)

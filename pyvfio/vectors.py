@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from pyvfio.errors import UnsupportedError
 from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.layout import Buffer
@@ -205,6 +208,17 @@ class DMASource(Protocol):
         """Descriptor of the memory, its first byte at offset 0."""
 
 
+class BatchFailure(NamedTuple):
+    """An operation of several that was not carried out.
+
+    :ivar position: which, from 0; of the maps and unmaps since :meth:`ContainerIO.begin`.
+    :ivar error: what the vector would have raised.
+    """
+
+    position: int
+    error: Exception
+
+
 class ShortAccess(OSError):
     """A register of which the device has given or taken only ``count`` bytes."""
 
@@ -300,6 +314,27 @@ class DeviceIO(ABC):
         if count != width:
             raise ShortAccess(count)
 
+    def registers_write(
+        self,
+        index: int,
+        offsets: npt.NDArray[np.uint64],
+        width: int,
+        values: npt.NDArray[np.uint64],
+        posted: bool = False,
+    ) -> Sequence[BatchFailure]:
+        """Write registers in order, each in one access of ``width`` bytes.
+
+        Optional: one :meth:`register_write` after the other, up to the first that fails.
+
+        :returns: what failed, by ascending position; what is behind it may have been done or not.
+        """
+        for position, (offset, value) in enumerate(zip(offsets, values, strict=True)):
+            try:
+                self.register_write(index, int(offset), width, int(value), posted)
+            except OSError as error:
+                return [BatchFailure(position, error)]
+        return []
+
     @property
     def unflushed(self) -> bool:
         """Whether writes were posted that are not known to be carried out; optional: never."""
@@ -324,17 +359,6 @@ class DeviceIO(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close every descriptor that this vector owns.  May be repeated."""
-
-
-class BatchFailure(NamedTuple):
-    """An operation of a batch that was not carried out.
-
-    :ivar position: which of the maps and unmaps since :meth:`ContainerIO.begin`, from 0.
-    :ivar error: what the vector would have raised.
-    """
-
-    position: int
-    error: Exception
 
 
 class ContainerIO(ABC):

@@ -28,15 +28,7 @@ class Lib:
     ) -> int: ...
     def pyvfio_post(self, stream: Any, messages: int, size: int) -> int: ...
     def pyvfio_pipeline(
-        self,
-        stream: Any,
-        requests: int,
-        stride: int,
-        count: int,
-        fds: int,
-        echo: int,
-        window: int,
-        nanoseconds: int,
+        self, stream: Any, requests: int, items: int, count: int, window: int, nanoseconds: int
     ) -> int: ...
     def pyvfio_step_address(self) -> int: ...
     def pyvfio_unmap(self, address: Any, size: int) -> int: ...

@@ -47,6 +47,8 @@ ffibuilder.cdef(
         int status;
         int error;
         uint64_t sent;
+        uint64_t begun;
+        uint32_t partial;
         uint64_t answered;
         uint32_t unread;
         uint64_t unread_data;
@@ -67,9 +69,8 @@ ffibuilder.cdef(
     int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
                              uint32_t width, uint64_t value);
     int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size);
-    int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, size_t stride,
-                        size_t count, uintptr_t fds, size_t echo, size_t window,
-                        uint64_t nanoseconds);
+    int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uintptr_t items,
+                        size_t count, size_t window, uint64_t nanoseconds);
     """
 )
 ffibuilder.set_source(

@@ -82,6 +82,8 @@ struct pyvfio_stream {
     int status; /* cleared by who has gone on from there */
     int error;
     uint64_t sent;        /* bytes of the requests */
+    uint64_t begun;       /* requests of which some bytes were sent */
+    uint32_t partial;     /* bytes of the last of them, unless all were sent */
     uint64_t answered;    /* requests */
     uint32_t unread;      /* bytes at the start of `received`, for who called */
     uint64_t unread_data; /* and then bytes at the start of the caller's buffer */
@@ -129,6 +131,8 @@ static void pyvfio_begin(struct pyvfio_stream *stream)
     stream->status = PYVFIO_OTHER;
     stream->error = 0;
     stream->sent = 0;
+    stream->begun = 0;
+    stream->partial = 0;
     stream->answered = 0;
     stream->unread = 0;
     stream->unread_data = 0;
@@ -386,7 +390,10 @@ static int pyvfio_exchange(struct pyvfio_stream *stream, const struct pyvfio_acc
 {
     int status = pyvfio_send(stream, access, access->header.size, -1);
 
-    if (status == PYVFIO_DONE) {
+    stream->begun = stream->sent > 0;
+    if (status != PYVFIO_DONE) {
+        stream->partial = (uint32_t)stream->sent;
+    } else {
         stream->sending = 0;
         status = pyvfio_take_reply(stream, access, sizeof(access->range), data, size);
     }
@@ -488,106 +495,121 @@ static int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, u
     return pyvfio_send_patiently(stream, (const uint8_t *)&access, access.header.size);
 }
 
-/* Requests in flight, all of one size, with replies of one size */
-struct pyvfio_flight {
-    uint8_t *requests;
-    size_t stride;
-    size_t count;
-    const int *fds;
-    size_t echo;
-    size_t reply_size;
-    size_t sent;
+/* A request of several; they lie one behind the other. */
+struct pyvfio_item {
+    uint32_t size;
+    uint32_t echo; /* bytes of its payload that its reply consists of */
+    int32_t fd;    /* that goes with it, or -1 */
 };
 
-static uint8_t *pyvfio_request(const struct pyvfio_flight *flight, size_t at)
+struct pyvfio_flight {
+    const struct pyvfio_item *items;
+    size_t count;
+    uint8_t *next;         /* to be sent */
+    const uint8_t *oldest; /* unanswered */
+    size_t owed;           /* bytes of the replies that are to come */
+};
+
+static size_t pyvfio_reply_size(const struct pyvfio_item *item)
 {
-    return flight->requests + at * flight->stride;
+    return sizeof(struct pyvfio_header) + item->echo;
 }
 
-/* Send `most` more requests, those without descriptors together. */
-static int pyvfio_send_more(struct pyvfio_stream *stream, struct pyvfio_flight *flight, size_t most)
+/* Send one request that has a descriptor, or as many as have none, at most `most`. */
+static int pyvfio_send_some(struct pyvfio_stream *stream, struct pyvfio_flight *flight, size_t most)
 {
-    size_t end = flight->count - flight->sent < most ? flight->count : flight->sent + most;
-    int status = PYVFIO_DONE;
+    const struct pyvfio_item *item = flight->items + stream->begun;
+    uint64_t before = stream->sent, taken;
+    uint8_t *start = flight->next;
+    size_t size = 0, count = 0;
+    int status;
 
-    for (size_t at = flight->sent; at < end; at++) {
+    do {
         uint16_t id = pyvfio_take_id(stream);
 
-        memcpy(pyvfio_request(flight, at), &id, sizeof(id));
-    }
-    while (flight->sent < end && status == PYVFIO_DONE) {
-        size_t run = flight->fds ? 1 : end - flight->sent;
-
-        status = pyvfio_send(stream, pyvfio_request(flight, flight->sent), run * flight->stride,
-                             flight->fds ? flight->fds[flight->sent] : -1);
-        flight->sent += run;
+        memcpy(start + size, &id, sizeof(id));
+        size += item[count].size;
+        count++;
+    } while (count < most && item[0].fd < 0 && item[count].fd < 0);
+    status = pyvfio_send(stream, start, size, item[0].fd);
+    for (taken = stream->sent - before; taken && count; count--, item++) {
+        flight->owed += pyvfio_reply_size(item);
+        stream->begun++;
+        flight->next += item->size;
+        if (taken < item->size) {
+            stream->partial = (uint32_t)taken;
+            break;
+        }
+        taken -= item->size;
     }
     return status;
 }
 
 /* Receive some replies; `got` bytes of one are left over from before. */
-static int pyvfio_take_some(struct pyvfio_stream *stream, const struct pyvfio_flight *flight,
-                            size_t *got)
+static int pyvfio_take_some(struct pyvfio_stream *stream, struct pyvfio_flight *flight, size_t *got)
 {
-    size_t wanted = (flight->sent - stream->answered) * flight->reply_size - *got, at = 0;
-    struct iovec part = {stream->received + *got, PYVFIO_RECEIVED - *got};
-    ssize_t more;
-    int usual;
+    size_t room = PYVFIO_RECEIVED - *got, wanted = flight->owed - *got, at = 0;
+    struct iovec part = {stream->received + *got, wanted < room ? wanted : room};
+    ssize_t more = pyvfio_receive(stream, &part, 1, 0);
+    int usual = 1;
 
-    if (part.iov_len > wanted)
-        part.iov_len = wanted;
-    more = pyvfio_receive(stream, &part, 1, 0);
     if (more < 0)
         return (int)-more;
     *got += (size_t)more;
     if (stream->fd_count || stream->fds_lost)
         return PYVFIO_OTHER;
-    do {
-        usual = pyvfio_answers(stream->received + at, pyvfio_request(flight, stream->answered),
-                               *got - at, flight->reply_size, flight->echo);
-        if (!usual || *got - at < flight->reply_size)
+    while (at < *got) {
+        const struct pyvfio_item *item = flight->items + stream->answered;
+        size_t size = pyvfio_reply_size(item);
+
+        usual = pyvfio_answers(stream->received + at, flight->oldest, *got - at, size, item->echo);
+        if (!usual || *got - at < size)
             break;
         stream->answered++;
-        at += flight->reply_size;
-    } while (at < *got);
+        flight->oldest += item->size;
+        flight->owed -= size;
+        at += size;
+    }
     *got -= at;
     memmove(stream->received, stream->received + at, *got);
     return usual ? PYVFIO_DONE : PYVFIO_OTHER;
 }
 
 /*
- * Send `count` requests of `stride` bytes, at most `window` of them unanswered, and take their
- * replies: a header and the first `echo` bytes of the request's payload.  Their ids are filled in.
- * `fds` has a descriptor for each, unless it is 0.
+ * Send `count` requests, at most `window` of them unanswered, and take their replies: a header and
+ * what a request has for an echo.  Their ids are filled in.
  *
- * When `nanoseconds` are over no more are sent, so that others may; so `sent` may be short of all
- * that was asked for.  When they are over twice, no more are waited for.
+ * When `nanoseconds` are over no more are sent, so that others may; so `begun` may be less than
+ * `count`.  When they are over twice, no more are waited for.
  */
-static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, size_t stride,
-                           size_t count, uintptr_t fds, size_t echo, size_t window,
-                           uint64_t nanoseconds)
+static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uintptr_t items,
+                           size_t count, size_t window, uint64_t nanoseconds)
 {
     struct pyvfio_flight flight = {
-        .requests = (uint8_t *)requests,
-        .stride = stride,
+        .items = (const struct pyvfio_item *)items,
         .count = count,
-        .fds = (const int *)fds,
-        .echo = echo,
-        .reply_size = sizeof(struct pyvfio_header) + echo,
+        .next = (uint8_t *)requests,
+        .oldest = (const uint8_t *)requests,
     };
     uint64_t start = pyvfio_now();
     size_t got = 0;
-    int status = PYVFIO_DONE, more = 1;
+    int status = PYVFIO_DONE, filling = 1;
 
     pyvfio_begin(stream);
     while (status == PYVFIO_DONE && stream->answered < count) {
-        size_t waiting = flight.sent - stream->answered;
+        size_t waiting = stream->begun - stream->answered, room = window - waiting;
         uint64_t spent = pyvfio_now() - start;
+        int more = stream->begun < count && spent < nanoseconds;
 
-        more = flight.sent < count && spent < nanoseconds;
         stream->sending = more;
-        if (more && waiting <= window / 2)
-            status = pyvfio_send_more(stream, &flight, window - waiting);
+        /* Half a window at a time: a call for each would cost as much as to wait for each. */
+        if (!room)
+            filling = 0;
+        else if (waiting <= window / 2)
+            filling = 1;
+        if (more && filling)
+            status = pyvfio_send_some(stream, &flight,
+                                      count - stream->begun < room ? count - stream->begun : room);
         else if (!waiting)
             break;
         else if (spent >= 2 * nanoseconds)

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pyvfio.native._native import ffi, lib
 from pyvfio.uapi.layout import Buffer
 
 WIDE = -64
 """What :attr:`Stream.read_register` returns for a value that is in ``state.value``."""
+
+ITEM = np.dtype([("size", "=u4"), ("echo", "=u4"), ("fd", "=i4")])
+"""``struct pyvfio_item``: bytes of a request, bytes of its payload that its reply consists of, and
+the descriptor that goes with it, or -1."""
 
 
 class Status(IntEnum):
@@ -60,31 +67,20 @@ class Stream:
         return lib.pyvfio_post(self.state, address, len(messages))
 
     def pipeline(
-        self,
-        requests: bytearray,
-        count: int,
-        fds: Sequence[int],
-        *,
-        echo: int,
-        window: int,
-        seconds: float,
+        self, requests: bytearray, items: npt.NDArray[Any], window: int, seconds: float
     ) -> int:
-        """Send ``count`` requests of one size and take their replies; returns the status.
+        """Send requests with several in flight and take their replies; returns the status.
 
         :param requests: one behind the other; their ids are filled in.
-        :param fds: a descriptor for each, or nothing.
-        :param echo: bytes of a request's payload that come back in its reply, with nothing else.
+        :param items: what each is, an array of :data:`ITEM`.
         :param window: requests that may be unanswered at one time.
         :param seconds: how long to go on sending; others cannot meanwhile.
         """
-        rights = ffi.new("int[]", list(fds)) if fds else ffi.NULL
         return lib.pyvfio_pipeline(
             self.state,
             int(ffi.cast("uintptr_t", ffi.from_buffer(requests))),
-            len(requests) // count,
-            count,
-            int(ffi.cast("uintptr_t", rights)),
-            echo,
+            items.ctypes.data,
+            len(items),
             window,
             int(1e9 * seconds),
         )

@@ -35,7 +35,7 @@ from pyvfio.errors import (
 from pyvfio.polling import milliseconds
 from pyvfio.transport import trace
 from pyvfio.transport.call import Call, Reply, Waiter
-from pyvfio.transport.exchange import PATIENCE, SENDING, Exchange, wanted
+from pyvfio.transport.exchange import PATIENCE, SENDING, WINDOW, Exchange, wanted
 from pyvfio.transport.send_queue import SendQueue
 from pyvfio.transport.sockets import GONE, close_fds, receive
 from pyvfio.transport.turn import IDLE, Turn
@@ -57,7 +57,7 @@ from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 2 * WINDOW
 """Requests that may be unanswered at one time, also those that nobody waits for any more; more can
 block both ends of a socket."""
 
@@ -192,6 +192,14 @@ class Channel:
             return None, self._encode_posted(command, message)
 
         self._transmit(command, encode, (), room=self.timeout)
+
+    def post_encoded(self, command: Command, messages: bytes) -> None:
+        """Send messages that are not answered, encoded by who calls; raises as :meth:`post` does.
+
+        Not where they are traced, which would take them for one.
+        """
+        if not self.exchange.post(messages):
+            self._transmit(command, lambda: (None, [messages]), (), room=self.timeout)
 
     def post_write(self, write: RegionWrite) -> None:
         """Post a REGION_WRITE of at most 8 bytes to a peer that takes REGION_WRITE_MULTI.

@@ -17,8 +17,9 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from pyvfio.errors import ConnectionLost, RemoteProtocolError, VFIOError
 from pyvfio.native.channel import WIDE, Status, Stream
@@ -29,8 +30,8 @@ from pyvfio.transport.turn import Turn
 from pyvfio.transport.unread import Unread
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.connection import Connection
-from pyvfio.wire.header import HEADER, Command
-from pyvfio.wire.messages import RegionRead, RegionWrite, Request, payload_size
+from pyvfio.wire.header import Command
+from pyvfio.wire.messages import RegionRead, RegionWrite, Request
 
 VARIABLE = "PYVFIO_NATIVE_CHANNEL"
 """The environment variable that switches C off."""
@@ -42,8 +43,9 @@ nor who has queued something."""
 SENDING = 0.0002
 """Seconds after which somebody who wants to send looks again whether C still does."""
 
-WINDOW = 64
-"""Requests of a pipeline that may be unanswered at one time."""
+WINDOW = 32
+"""Requests of a pipeline that may be unanswered at one time; half of what may be at all, since
+others need room as well."""
 
 FIRST_ID, FIRST_POSTED_ID, IDS = 0x8000, 0xC000, 0x4000
 """Of the ids in C; those of the codec are below."""
@@ -54,11 +56,9 @@ _MISFITS = (OverflowError, TypeError)
 
 
 class Requests(Protocol):
-    """Some requests of one command and one size; made when they are asked for."""
+    """Some requests; made when they are asked for."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, at: int, /) -> Request: ...
+    def __getitem__(self, at: int, /) -> tuple[Command, Request]: ...
 
 
 class ExchangeOwner(CallOwner, Protocol):
@@ -103,6 +103,7 @@ class Exchange:
     :param owner: the channel.
     :param lock: the channel's, held by who sends.
     :param is_open: whether there may be exchanges at all; they end with :meth:`close`.
+    :ivar is_open: whether there may be exchanges.
     :ivar active: whether C has the socket, for both directions while ``sending``.
     """
 
@@ -123,7 +124,7 @@ class Exchange:
         self._connection = connection
         self._queue = queue
         self._pending, self._queued = connection.pending, queue.messages  # whether there are some
-        self._open = is_open
+        self.is_open = is_open
         self.active = False
         many_cpus = (os.cpu_count() or 1) > 1
         self._stream = Stream(sock.fileno(), FIRST_ID, may_spin=many_cpus)
@@ -139,7 +140,7 @@ class Exchange:
 
     def close(self) -> None:
         """No more exchanges; one that is under way ends soon."""
-        self._open = False
+        self.is_open = False
 
     @property
     def sending(self) -> bool:
@@ -160,7 +161,7 @@ class Exchange:
                     return value
             return self._go_on(Command.REGION_READ, RegionRead(offset, region, width))
         except BaseException as error:
-            self._recover(error, Command.REGION_READ, (RegionRead(offset, region, width),))
+            self._recover(error, [(Command.REGION_READ, RegionRead(offset, region, width))])
         return self._owner.submit(Command.REGION_READ, RegionRead(offset, region, width))
 
     def write_register(self, region: int, offset: int, width: int, value: int) -> Call | None:
@@ -172,7 +173,7 @@ class Exchange:
             return self._go_on(Command.REGION_WRITE, register_write(region, offset, width, value))
         except BaseException as error:
             request = register_write(region, offset, width, value)
-            self._recover(error, Command.REGION_WRITE, (request,))
+            self._recover(error, [(Command.REGION_WRITE, request)])
         return self._owner.submit(Command.REGION_WRITE, request)
 
     def read_region(self, region: int, offset: int, target: memoryview) -> Call | None:
@@ -184,7 +185,7 @@ class Exchange:
                 return None
             return self._go_on(Command.REGION_READ, request, target)
         except BaseException as error:
-            self._recover(error, Command.REGION_READ, (request,), target)
+            self._recover(error, [(Command.REGION_READ, request)], target)
         return self._owner.submit(Command.REGION_READ, request)
 
     def post_register(self, region: int, offset: int, width: int, value: int) -> bool:
@@ -194,7 +195,7 @@ class Exchange:
         """
         try:
             with self._lock:
-                if not self._open or self._queued or self.active:
+                if not self.is_open or self._queued or self.active:
                     return False
                 if not self._post_register(region, offset, width, value):
                     return True
@@ -214,7 +215,7 @@ class Exchange:
         """
         try:
             with self._lock:
-                if not self._open or self._queued or self.active:
+                if not self.is_open or self._queued or self.active:
                     return False
                 return not self._posts.post(messages) or self._queue_rest(messages)
         except BaseException as error:
@@ -237,35 +238,31 @@ class Exchange:
             raise error
 
     def pipeline(
-        self, command: Command, frames: bytearray, requests: Requests, fds: Sequence[int], echo: int
+        self, frames: bytearray, items: npt.NDArray[Any], requests: Requests
     ) -> tuple[int, dict[int, Call]]:
-        """Send requests of one size with several in flight, and take their replies.
+        """Send requests with several in flight, and take their replies.
 
         :param frames: the messages with their headers; the ids are filled in.
+        :param items: what C has to know of each; an array of :data:`pyvfio.native.channel.ITEM`.
         :param requests: the same, for what is not usual.
-        :param fds: a descriptor for each, or nothing.
-        :param echo: bytes of a request's payload that its reply consists of.
         :returns: how many were sent, 0 where now is not the time; and the calls of those, by
             position, that were not answered the usual way.
         """
         sent, calls = 0, dict[int, Call]()
         try:
             if self._enter():
-                count = len(requests)
-                self._stream.pipeline(
-                    frames, count, fds, echo=echo, window=WINDOW, seconds=PATIENCE
-                )
-                sent = -(-self._state.sent * count // len(frames))
-                calls = self._settle(command, requests)
+                self._stream.pipeline(frames, items, WINDOW, PATIENCE)
+                sent = self._state.begun
+                calls = self._settle(requests)
         except BaseException as error:
-            self._recover(error, command, requests)
+            self._recover(error, requests)
         return sent, calls
 
     # Before and after
 
     def _enter(self) -> bool:
         """Take the turn and the right to send, unless something is under way."""
-        if not self._open:
+        if not self.is_open:
             return False
         turn = self._turn
         with self._lock:
@@ -291,13 +288,13 @@ class Exchange:
         self.active = False
         turn = self._turn
         turn.holder = None
-        if turn.waiters or turn.standby or not self._open:
+        if turn.waiters or turn.standby or not self.is_open:
             turn.pass_on()
 
     def _go_on(self, command: Command, request: Request, target: memoryview = _NOTHING) -> Call:
         """The call that waits for what C has not received; all of it, where C had no turn."""
         if self._turn.holder == threading.get_ident():
-            call = self._settle(command, (request,), target).get(0)
+            call = self._settle([(command, request)], target).get(0)
             if call is not None:
                 return call
         return self._owner.submit(command, request)
@@ -305,14 +302,13 @@ class Exchange:
     def _recover(
         self,
         error: BaseException,
-        command: Command,
         requests: Requests,
         target: memoryview = _NOTHING,
     ) -> None:
         """Leave in good order, and raise what came in between, unless C did not take a value."""
         if self._turn.holder == threading.get_ident():
             try:
-                self._settle(command, requests, target, abandoned=True)
+                self._settle(requests, target, abandoned=True)
             except BaseException:
                 self.active = False
                 self._turn.drop()
@@ -323,7 +319,6 @@ class Exchange:
 
     def _settle(
         self,
-        command: Command,
         requests: Requests,
         target: memoryview = _NOTHING,
         abandoned: bool = False,
@@ -338,7 +333,7 @@ class Exchange:
         with self._lock:
             if self._state.status:
                 failure = self._failure()
-                calls = self._adopt(command, requests, abandoned)
+                calls = self._adopt(requests, abandoned)
                 self._keep(*self._stream.take_unread(target))
                 self._state.status = Status.DONE
                 self._state.sending = True
@@ -349,22 +344,22 @@ class Exchange:
         self._turn.pass_on()
         return calls
 
-    def _adopt(self, command: Command, requests: Requests, abandoned: bool) -> dict[int, Call]:
+    def _adopt(self, requests: Requests, abandoned: bool) -> dict[int, Call]:
         state, owner = self._state, self._owner
-        sent, begun = divmod(state.sent, HEADER.size + payload_size(requests[0].encode()))
         calls = {}
-        for at in range(state.answered, sent + bool(begun)):
+        for at in range(state.answered, state.begun):
+            command, request = requests[at]
             calls[at] = call = Call(owner, command)
             call.number = FIRST_ID + (state.first_id - FIRST_ID + at) % IDS
             if owner.over():
                 call.complete(owner.end_of(call))
                 continue
             owner.in_flight += 1
-            frame = self._connection.adopt(call.number, command, requests[at], call)
+            frame = self._connection.adopt(call.number, command, request, call)
             if abandoned:
                 self._connection.abandon(call.number)
-            if at == sent:
-                self._queue.append(b"".join(frame)[begun:])
+            if state.partial and at == state.begun - 1:
+                self._queue.append(b"".join(frame)[state.partial :])
         return calls
 
     def _keep(self, unread: bytes, fds: list[int]) -> None:

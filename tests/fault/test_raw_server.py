@@ -25,7 +25,6 @@ from pathlib import Path
 import pytest
 
 import pyvfio
-from pyvfio.backends.user.container_io import WINDOW
 from pyvfio.errors import (
     ConnectionLost,
     DeviceClosed,
@@ -41,6 +40,7 @@ from pyvfio.errors import (
 )
 from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
+from pyvfio.transport.exchange import WINDOW
 from pyvfio.uapi.vfio import DMAMapFlags
 from tests.fault import raw
 from tests.fault.raw import Message, RawServer, answer, unhex

@@ -8,15 +8,21 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from pyvfio.backends.user.register_writes import RegisterWrites
 from pyvfio.errors import RemoteError, RemoteProtocolError
 from pyvfio.eventfd import is_eventfd
 from pyvfio.transport.channel import Channel
+from pyvfio.transport.flight import Flight
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
 from pyvfio.vectors import (
     MAX_REGION_INFO,
+    BatchFailure,
     DeviceInfo,
     DeviceIO,
     IOEventFDInfo,
@@ -216,6 +222,29 @@ class UserDeviceIO(DeviceIO):
             count = call.result().message.count
             if count != width:
                 raise ShortAccess(count)
+
+    def registers_write(
+        self,
+        index: int,
+        offsets: npt.NDArray[np.uint64],
+        width: int,
+        values: npt.NDArray[np.uint64],
+        posted: bool = False,
+    ) -> Sequence[BatchFailure]:
+        writes = RegisterWrites(index, width, offsets, values)
+        if not posted:
+            return [BatchFailure(*failure) for failure in Flight(self._channel, writes).run()]
+        self._unflushed = True
+        if not self._exchange.is_open:
+            for _, request in writes:
+                self._post(index, request.offset, request.data)
+        elif self._limits.write_multiple:
+            for message in writes.collected():
+                self._channel.post_encoded(Command.REGION_WRITE_MULTI, message)
+        else:
+            for messages_of_some in writes.posted():
+                self._channel.post_encoded(Command.REGION_WRITE, messages_of_some)
+        return []
 
     @property
     def unflushed(self) -> bool:
