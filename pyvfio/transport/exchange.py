@@ -193,6 +193,8 @@ class Exchange:
 
         :returns: False where it must go the general way, since the socket does not take it now.
         """
+        if not self.is_open:  # before the lock, which is not to be had in the child of a fork
+            return False
         try:
             with self._lock:
                 if not self.is_open or self._queued or self.active:
@@ -213,6 +215,8 @@ class Exchange:
 
         :returns: False where they must go the general way.
         """
+        if not self.is_open:  # before the lock, which is not to be had in the child of a fork
+            return False
         try:
             with self._lock:
                 if not self.is_open or self._queued or self.active:
@@ -262,12 +266,13 @@ class Exchange:
 
     def _enter(self) -> bool:
         """Take the turn and the right to send, unless something is under way."""
-        if not self.is_open:
+        if not self.is_open:  # before the lock, see post_register()
             return False
         turn = self._turn
         with self._lock:
             if (
-                turn.holder is not None
+                not self.is_open
+                or turn.holder is not None
                 or self._pending
                 or self._queued
                 or self._connection.in_message

@@ -46,6 +46,8 @@ from tests.fault import raw
 from tests.fault.raw import Message, RawServer, answer, unhex
 from tests.support import ROOT, eventually, in_threads, open_fds, resident
 
+pytestmark = pytest.mark.usefixtures("way")
+
 PAGE = 4096
 TIMEOUT = 0.3
 READ_WRITE = raw.READABLE | raw.WRITABLE
