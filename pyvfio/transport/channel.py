@@ -117,7 +117,7 @@ class Channel:
         self._hurried = False
         self._turn = Turn(self, self._room, self._lock, f"vfio-user {name}")
         self._reader: int | None = None
-        self.unread: Unread | None = None
+        self.unread = Unread()
         self._poller = select.poll()
         self._registered = -1
         self._wake_fd = -1
@@ -338,8 +338,7 @@ class Channel:
         _open.discard(self)
         self._queue.drop()
         close_fds(self._connection.take_fds())
-        if self.unread is not None:
-            self.unread.drop()
+        self.unread.drop()
         self._sock.close()
         fd, self._wake_fd = self._wake_fd, -1
         if fd >= 0:
@@ -482,10 +481,10 @@ class Channel:
     def read_once(self, seconds: float | None) -> None:
         """Wait for the socket and do what it is ready for; only with the turn."""
         # Who is interrupted here has not touched anything.
-        ready = [] if self.unread is not None else self._poll(seconds)
+        ready = [] if self.unread else self._poll(seconds)
         self._reader = threading.get_ident()
         try:
-            while self.unread is not None:
+            while self.unread:
                 self._read()
             for fd, events in ready:
                 self._attend_to(fd, events)
@@ -539,10 +538,8 @@ class Channel:
 
     def _read_piece(self) -> bool:
         """Read what is missing of a header or a body; returns whether a body is to follow."""
-        if self.unread is None:
-            got = receive(self._sock, self._connection.receive_buffer())
-        else:
-            got = self._take_unread(self.unread)
+        space = self._connection.receive_buffer()
+        got = self.unread.take(space) if self.unread else receive(self._sock, space)
         if got is None:
             return False
         count, fds = got
@@ -556,12 +553,6 @@ class Channel:
         if event is not None:
             self._dispatch(event)
         return self._connection.in_body()
-
-    def _take_unread(self, unread: Unread) -> tuple[int, list[int]]:
-        count, fds = unread.take(self._connection.receive_buffer())
-        if not unread:
-            self.unread = None
-        return count, fds
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, RequestReceived | RequestInvalid):

@@ -66,7 +66,7 @@ class ExchangeOwner(CallOwner, Protocol):
 
     in_flight: int
     paused: bool
-    unread: Unread | None
+    unread: Unread
 
     def submit(self, command: Command, message: Request) -> Call:
         """Send a request the general way."""
@@ -276,7 +276,7 @@ class Exchange:
                 or self._pending
                 or self._queued
                 or self._connection.in_message
-                or self._owner.unread is not None
+                or self._owner.unread.left
                 or self._owner.paused
             ):
                 return False

@@ -17,33 +17,35 @@ class Unread:
 
     :param data: the bytes.
     :param fds: the descriptors that came with them; owned until they are taken.
+    :ivar left: bytes that nobody has taken yet.
     """
 
     def __init__(self, data: bytes = b"", fds: Sequence[int] = ()) -> None:
         self._data = memoryview(data)
-        self._at = 0
+        self.left = len(data)
         self._fds = list(fds)
         self._fds_at = _last_message(self._data) if fds else 0
 
     def __bool__(self) -> bool:
-        return self._at < len(self._data)
+        return self.left > 0
 
     def take(self, space: memoryview) -> tuple[int, list[int]]:
         """Move bytes into ``space``, which reaches into no further message.
 
         :returns: how many, and the descriptors that came with them, which are the caller's.
         """
-        count = min(len(space), len(self._data) - self._at)
-        space[:count] = self._data[self._at : self._at + count]
+        at = len(self._data) - self.left
+        count = min(len(space), self.left)
+        space[:count] = self._data[at : at + count]
+        self.left -= count
         fds: list[int] = []
-        if self._at == self._fds_at:
+        if at == self._fds_at:
             fds, self._fds = self._fds, []
-        self._at += count
         return count, fds
 
     def drop(self) -> None:
         """Close the descriptors of what nobody takes."""
-        self._at = len(self._data)
+        self.left = 0
         fds, self._fds = self._fds, []
         close_fds(fds)
 
