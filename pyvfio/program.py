@@ -111,6 +111,16 @@ def write(offset: int, value: int, width: int = 4) -> Step:
     return _step(Op.WRITE, offset, width, value)
 
 
+def writes(
+    offsets: npt.NDArray[np.uint64], values: npt.NDArray[np.uint64], width: int = 4
+) -> Steps:
+    """The array of as many writes as there are offsets, each with its value."""
+    steps = np.zeros(len(offsets), STEP)
+    steps["op"], steps["width"] = Op.WRITE, width
+    steps["offset"], steps["value"] = offsets, values
+    return steps
+
+
 def write64_lo_hi(offset: int, value: int) -> Step:
     """Write 64 bits as two times 32, the low half first."""
     return _step(Op.WRITE_LO_HI, offset, 8, value)

@@ -96,10 +96,7 @@ class Region(RegionAccess):
         self.check_register("read", offset, width)
         if self._area(offset, width) is not None:  # by now
             return self.read(offset, width)
-        data = self._read_trapped(offset, width)
-        if len(data) != width:
-            raise self._short("read", offset, width, len(data))
-        return int.from_bytes(data, "little")
+        return self._read_register(offset, width)
 
     def write(self, offset: int, width: int, value: int) -> None:
         """One write of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
@@ -117,7 +114,29 @@ class Region(RegionAccess):
         if self._area(offset, width) is not None:
             self.write(offset, width, value)
         else:
-            self._write_trapped(offset, value.to_bytes(width, "little"))
+            self._write_register(offset, width, value)
+
+    def write_many(self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int = 4) -> None:
+        """Write many registers in order, each in one access of ``width`` bytes.
+
+        By messages they go together, several in flight or posted.  So where one is refused, those
+        behind it may have been made or not.
+
+        :param offsets: multiples of ``width``; one number writes all values to one register.
+        :param values: as many integers; one number is written everywhere.
+        :raises RegionError: outside of the region, not aligned: nothing was written; or the device
+            refused some, of which this is the first.
+        :raises ValueError: a value does not fit, or there are not as many of them.
+        """
+        places, numbers = self._check_many(offsets, values, width)
+        if self._mapped():
+            Run(self, program.writes(places, numbers, width), numbered=False).to_the_end()
+            return
+        posted = self.posted
+        failures = self._device_io.registers_write(self.info.index, places, width, numbers, posted)
+        if failures:
+            position, error = failures[0]
+            raise self._access_error("write", int(places[position]), width, error) from error
 
     # 64 bits for devices that take 32 at a time
 

@@ -11,14 +11,17 @@ import threading
 import warnings
 from collections.abc import Callable
 
-from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError, operation_error
+import numpy as np
+import numpy.typing as npt
+
+from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError, VFIOError, operation_error
 from pyvfio.io_eventfd import IOEventFD
 from pyvfio.mapped_areas import MappedArea, map_areas, window_of
 from pyvfio.native import mmio, window
 from pyvfio.posting import Posting
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import RegionFlags
-from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo
+from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo, ShortAccess
 
 
 class RegionAccess:
@@ -72,8 +75,9 @@ class RegionAccess:
         posted to configuration space or I/O ports, nor once a region of the device is mapped, nor
         by the kernel's backend.
         """
-        wanted = self._posting.default if self._posted is None else self._posted
-        return wanted and self.postable and not self._posting.over
+        posting = self._posting
+        wanted = posting.default if self._posted is None else self._posted
+        return wanted and not posting.over and self.postable
 
     @posted.setter
     def posted(self, wanted: bool) -> None:
@@ -134,21 +138,34 @@ class RegionAccess:
                 self._window, self._areas = window_of(info, areas), areas
             return self._areas
 
+    def _read_register(self, offset: int, width: int) -> int:
+        try:
+            return self._device_io.register_read(self.info.index, offset, width)
+        except OSError as error:
+            raise self._access_error("read", offset, width, error) from error
+
+    def _write_register(self, offset: int, width: int, value: int) -> None:
+        try:
+            self._device_io.register_write(self.info.index, offset, width, value, self.posted)
+        except OSError as error:
+            raise self._access_error("write", offset, width, error) from error
+
+    def _access_error(self, verb: str, offset: int, width: int, error: Exception) -> Exception:
+        if isinstance(error, ShortAccess):
+            return self._short(verb, offset, width, error.count)
+        return self._failed(verb, error, offset) if isinstance(error, OSError) else error
+
     def _read_trapped(self, offset: int, size: int) -> Buffer:
         try:
             return self._device_io.region_read(self.info.index, offset, size)
         except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self.op("read", offset), uri=self.uri
-            ) from error
+            raise self._failed("read", error, offset) from error
 
     def _read_trapped_into(self, offset: int, target: memoryview) -> None:
         try:
             count = self._device_io.region_read_into(self.info.index, offset, target)
         except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self.op("read", offset), uri=self.uri
-            ) from error
+            raise self._failed("read", error, offset) from error
         if count != len(target):
             raise self._short("read", offset, len(target), count)
 
@@ -156,11 +173,12 @@ class RegionAccess:
         try:
             count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
         except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self.op("write", offset), uri=self.uri
-            ) from error
+            raise self._failed("write", error, offset) from error
         if count != len(data):
             raise self._short("write", offset, len(data), count)
+
+    def _failed(self, verb: str, error: OSError, offset: int) -> VFIOError:
+        return operation_error(error, RegionError, op=self.op(verb, offset), uri=self.uri)
 
     # Checks
 
@@ -182,6 +200,21 @@ class RegionAccess:
         if width not in mmio.READ:
             raise no_such(width)
         self._check_multiple(verb, offset, offset | size, width)
+
+    def _check_many(
+        self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        places, numbers = np.broadcast_arrays(_integers(offsets), _integers(values))
+        if places.ndim > 1:
+            raise ValueError(f"{places.ndim} dimensions of registers")
+        for offset in {int(bound(places)) for bound in (np.min, np.max) if places.size}:
+            self._check_range("write", offset, width)
+        self.check_register("write", 0, width)
+        if (places % width).any():
+            self.check_register("write", int(places[(places % width).argmax()]), width)
+        if (numbers > mmio.ALL_ONES[width]).any():
+            raise ValueError(f"{int(numbers.max()):#x} does not fit into {8 * width} bits")
+        return places.ravel(), numbers.ravel()
 
     def _check_multiple(self, verb: str, offset: int, number: int, width: int) -> None:
         if number % width:
@@ -285,3 +318,13 @@ class RegionAccess:
 def no_such(width: int) -> ValueError:
     """What to raise for a width that no access has."""
     return ValueError(f"an access of {width} bytes; 1, 2, 4 and 8 exist")
+
+
+def _integers(numbers: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """Numbers from 0 to 2^64-1; raises :class:`ValueError`."""
+    array = np.asarray(numbers)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"integers are wanted, not {array.dtype}")
+    if array.size and int(array.min()) < 0:
+        raise ValueError(f"{int(array.min())} is negative")
+    return array.astype(np.uint64)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from cffi import FFI
 
-_NAMES = ("mmio.c", "window.c", "program.c", "ioctl.c", "eventfd.c", "steps.c")
+_NAMES = (
+    "mmio.c",
+    "window.c",
+    "program.c",
+    "ioctl.c",
+    "eventfd.c",
+    "steps.c",
+    "channel.c",
+)
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
 ffibuilder = FFI()
@@ -95,6 +103,39 @@ ffibuilder.cdef(
         int stopped;
     };
     uintptr_t pyvfio_step_address(void);
+    struct pyvfio_stream {
+        int fd;
+        int may_spin;
+        uint16_t id_base;
+        uint16_t first_id;
+        volatile int sending;
+        int status;
+        int error;
+        uint64_t sent;
+        uint64_t begun;
+        uint32_t partial;
+        uint64_t answered;
+        uint32_t unread;
+        uint64_t unread_data;
+        uint32_t fd_count;
+        int fds_lost;
+        uint64_t value;
+        int fds[253];
+        int spins;
+        uint8_t received[4096];
+        ...;
+    };
+    int64_t pyvfio_read_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                                 uint32_t width);
+    int pyvfio_read_region(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                           uint32_t size, uintptr_t target);
+    int pyvfio_write_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                              uint32_t width, uint64_t value);
+    int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                             uint32_t width, uint64_t value);
+    int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size);
+    int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uintptr_t items,
+                        size_t count, size_t window, uint64_t nanoseconds);
     """
 )
 ffibuilder.set_source(

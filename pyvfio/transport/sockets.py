@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Bytes with file descriptors over a non-blocking UNIX stream socket."""
+"""Bytes with file descriptors over a UNIX stream socket, without ever waiting for it."""
 
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,15 @@ from pyvfio.errors import RemoteProtocolError
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.version import MAX_FDS
 
+GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+"""What the system says of a peer that has left."""
+
+LOST_FDS = "file descriptors were lost on the way"
+LOST_FDS_HINT = "too many were sent, or the limit of open files is reached (ulimit -n)"
+
+# The peer may have the same open socket, and change the flag that it does not wait.
+_SEND = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+_RECEIVE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _RIGHTS_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 
 
@@ -28,7 +38,7 @@ def send(sock: socket.socket, buffers: Sequence[Buffer], fds: Sequence[int]) -> 
     """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        return sock.sendmsg(buffers, rights, socket.MSG_NOSIGNAL)
+        return sock.sendmsg(buffers, rights, _SEND)
     except BlockingIOError:
         return 0
 
@@ -40,7 +50,7 @@ def receive(sock: socket.socket, space: memoryview) -> tuple[int, list[int]] | N
     :raises RemoteProtocolError: descriptors were sent but did not fit, so they are lost.
     """
     try:
-        count, rights, flags, _ = sock.recvmsg_into([space], _RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC)
+        count, rights, flags, _ = sock.recvmsg_into([space], _RIGHTS_SPACE, _RECEIVE)
     except BlockingIOError:
         return None
     fds = array.array("i")
@@ -49,8 +59,5 @@ def receive(sock: socket.socket, space: memoryview) -> tuple[int, list[int]] | N
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if flags & socket.MSG_CTRUNC:
         close_fds(fds)
-        raise RemoteProtocolError(
-            "file descriptors were lost on the way",
-            hint="too many were sent, or the limit of open files is reached (ulimit -n)",
-        )
+        raise RemoteProtocolError(LOST_FDS, hint=LOST_FDS_HINT)
     return count, fds.tolist()
