@@ -14,7 +14,9 @@ _NAMES = (
     "ioctl.c",
     "eventfd.c",
     "steps.c",
+    "messages.c",
     "channel.c",
+    "serve.c",
 )
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
@@ -31,6 +33,8 @@ ffibuilder.cdef(
     int pyvfio_write64(uintptr_t address, uint64_t value);
     int pyvfio_faulted(void);
     int pyvfio_copy(uintptr_t to, uintptr_t from, size_t size);
+    int pyvfio_copy_out(void *to, uintptr_t from, size_t size);
+    int pyvfio_copy_in(uintptr_t to, const void *from, size_t size);
     int pyvfio_guard(void);
     void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable);
     int pyvfio_unmap(void *address, size_t size);
@@ -136,6 +140,74 @@ ffibuilder.cdef(
     int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size);
     int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uintptr_t items,
                         size_t count, size_t window, uint64_t nanoseconds);
+
+    struct pyvfio_header {
+        uint16_t id;
+        uint16_t command;
+        uint32_t size;
+        uint32_t flags;
+        uint32_t error;
+    };
+    struct pyvfio_range {
+        uint64_t offset;
+        uint32_t region;
+        uint32_t count;
+    };
+    struct pyvfio_write {
+        struct pyvfio_range range;
+        uint8_t data[8];
+    };
+    static const int PYVFIO_REGION_READ, PYVFIO_REGION_WRITE, PYVFIO_REGION_WRITE_MULTI;
+    static const int PYVFIO_COMMAND, PYVFIO_REPLY, PYVFIO_NO_REPLY, PYVFIO_ERROR;
+    static const int PYVFIO_REQUEST_SIZE, PYVFIO_AT_LEAST, PYVFIO_MAX_FDS;
+    enum pyvfio_status {
+        PYVFIO_DONE, PYVFIO_UNSENT, PYVFIO_LATE, PYVFIO_OTHER, PYVFIO_ENDED, PYVFIO_FAILED,
+        PYVFIO_PAUSE, PYVFIO_READ, PYVFIO_WRITE, PYVFIO_POSTED, ...
+    };
+
+    struct pyvfio_rights {
+        int lost;
+        uint32_t count;
+        int fds[...];
+    };
+    struct pyvfio_backed {
+        uint32_t region;
+        uint64_t start;
+        uint64_t end;
+        uintptr_t memory;
+    };
+    struct pyvfio_service {
+        int fd;
+        volatile int hurried;
+        int writable;
+        uint32_t max_data;
+        uint32_t areas;
+        const struct pyvfio_backed *area;
+        int queued;
+        int rest;
+        uint32_t start;
+        uint32_t end;
+        uint32_t fds_at;
+        struct pyvfio_rights rights;
+        struct pyvfio_range access;
+        uint64_t value;
+        uint32_t run;
+        uint32_t posted;
+        int error;
+        uint32_t out_start;
+        uint32_t out_end;
+        uint64_t size;
+        const uint8_t *data;
+        uint8_t in[...];
+        uint8_t out[...];
+        ...;
+    };
+    int pyvfio_service_init(struct pyvfio_service *service);
+    void pyvfio_sending_begin(struct pyvfio_service *service);
+    void pyvfio_sending_end(struct pyvfio_service *service);
+    int pyvfio_serve(struct pyvfio_service *service);
+    int pyvfio_answer(struct pyvfio_service *service, int error, uint64_t value);
+    int pyvfio_answer_and_serve(struct pyvfio_service *service, int error, uint64_t value);
     """
 )
 ffibuilder.set_source(

@@ -12,49 +12,13 @@
  * caller.
  */
 #include <endian.h>
-#include <errno.h>
 #include <poll.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <sys/types.h>
 #include <time.h>
 
-#define PYVFIO_MAX_FDS 253 /* SCM_MAX_FD of the kernel: more cannot come with one chunk */
 #define PYVFIO_RECEIVED 4096
 #define PYVFIO_PIECES 4
 #define PYVFIO_IDS 0x4000
 #define PYVFIO_PATIENCE_NS 5000000
-
-enum pyvfio_status {
-    PYVFIO_DONE,
-    PYVFIO_UNSENT, /* the socket did not take all of it; `error` says why, where it should have */
-    PYVFIO_LATE,   /* no answer yet, or a signal came */
-    PYVFIO_OTHER,  /* what came is not the usual answer */
-    PYVFIO_ENDED,  /* the peer has closed the connection */
-    PYVFIO_FAILED, /* to receive: `error` says why */
-};
-
-/* specification, "Header"; all in host byte order */
-struct pyvfio_header {
-    uint16_t id;
-    uint16_t command;
-    uint32_t size;
-    uint32_t flags;
-    uint32_t error;
-};
-
-#define PYVFIO_COMMAND 0
-#define PYVFIO_REPLY 1
-#define PYVFIO_NO_REPLY 0x10
-
-/* REGION_READ, REGION_WRITE and their replies */
-struct pyvfio_range {
-    uint64_t offset;
-    uint32_t region;
-    uint32_t count;
-};
 
 /*
  * Waiting without sleeping: worth it where the peer answers from another CPU before this thread

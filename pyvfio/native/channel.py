@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from functools import partial
 from typing import Any
 
@@ -19,17 +18,6 @@ WIDE = -64
 ITEM = np.dtype([("size", "=u4"), ("echo", "=u4"), ("fd", "=i4")])
 """``struct pyvfio_item``: bytes of a request, bytes of its payload that its reply consists of, and
 the descriptor that goes with it, or -1."""
-
-
-class Status(IntEnum):
-    """How a call ended (channel.c, ``enum pyvfio_status``)."""
-
-    DONE = 0
-    UNSENT = 1
-    LATE = 2
-    OTHER = 3
-    ENDED = 4
-    FAILED = 5
 
 
 class Stream:

@@ -164,6 +164,17 @@ static int pyvfio_copy(uintptr_t to, uintptr_t from, size_t size)
     return 0;
 }
 
+/* The same with one end in a buffer, which needs no address to be told. */
+static int pyvfio_copy_out(void *to, uintptr_t from, size_t size)
+{
+    return pyvfio_copy((uintptr_t)to, from, size);
+}
+
+static int pyvfio_copy_in(uintptr_t to, const void *from, size_t size)
+{
+    return pyvfio_copy(to, (uintptr_t)from, size);
+}
+
 static void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable)
 {
     int protection = (readable ? PROT_READ : 0) | (writable ? PROT_WRITE : 0);

@@ -32,14 +32,17 @@ from pyvfio.errors import (
     VFIOError,
     VFIOTimeout,
 )
+from pyvfio.native.serve import Area, Service
 from pyvfio.polling import milliseconds
 from pyvfio.transport import trace
 from pyvfio.transport.call import Call, Reply, Waiter
 from pyvfio.transport.exchange import PATIENCE, SENDING, WINDOW, Exchange, wanted
 from pyvfio.transport.send_queue import SendQueue
+from pyvfio.transport.serving import Serving
+from pyvfio.transport.shared_queue import SharedSendQueue
 from pyvfio.transport.sockets import GONE, close_fds, receive
 from pyvfio.transport.turn import IDLE, Turn
-from pyvfio.transport.unread import Unread
+from pyvfio.transport.unread import Unread, UnreadByService
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
 from pyvfio.wire.connection import (
@@ -118,6 +121,8 @@ class Channel:
         self._turn = Turn(self, self._room, self._lock, f"vfio-user {name}")
         self._reader: int | None = None
         self.unread = Unread()
+        self._service: Service | None = None
+        self._by_service: UnreadByService | None = None
         self._poller = select.poll()
         self._registered = -1
         self._wake_fd = -1
@@ -267,6 +272,30 @@ class Channel:
             with contextlib.suppress(DeviceClosed):  # another thread closes it just now
                 self._transmit(command, encode, fds, is_answer=True)
 
+    def serve_directly(self, areas: Sequence[Area], max_data: int) -> Serving | None:
+        """Have the peer's usual requests carried out where they are read.
+
+        :param areas: what is served.
+        :param max_data: data bytes in a message, at most.
+        :returns: None where that cannot be: a trace has to see every message.
+        """
+        if self._tracer is not None:
+            return None
+        service = Service(self._sock.fileno(), areas, max_data)
+        with self._lock:
+            self._queue = queue = SharedSendQueue(self._queue, service)
+            self._by_service = UnreadByService(service)
+            self._service = service
+        return Serving(
+            self,
+            self._sock,
+            service,
+            lock=self._lock,
+            turn=self._turn,
+            connection=self._connection,
+            queue=queue,
+        )
+
     # Life
 
     @property
@@ -339,10 +368,18 @@ class Channel:
         self._queue.drop()
         close_fds(self._connection.take_fds())
         self.unread.drop()
+        self._drop_service()
         self._sock.close()
         fd, self._wake_fd = self._wake_fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _drop_service(self) -> None:
+        """Let go of its buffers, which are large for something to wait for a collection."""
+        if self._by_service is not None:
+            self._by_service.drop()
+            self._queue = SendQueue(self._sock)
+            self._by_service = self._service = None
 
     # Sending
 
@@ -481,10 +518,12 @@ class Channel:
     def read_once(self, seconds: float | None) -> None:
         """Wait for the socket and do what it is ready for; only with the turn."""
         # Who is interrupted here has not touched anything.
-        ready = [] if self.unread else self._poll(seconds)
+        ready = self.await_event(seconds) if self._ahead() is None else []
         self._reader = threading.get_ident()
         try:
             while self.unread:
+                self._read()
+            if self._by_service:
                 self._read()
             for fd, events in ready:
                 self._attend_to(fd, events)
@@ -507,12 +546,22 @@ class Channel:
             log.exception("%s: cannot go on", self.name)
             self.lose(ConnectionLost, "an internal error, see the log")
 
-    def _poll(self, seconds: float | None) -> list[tuple[int, int]]:
+    def await_event(self, seconds: float | None) -> list[tuple[int, int]]:
+        """Wait for the socket, or to be woken; (descriptor, events) of what is to be attended to.
+
+        Only with the turn.
+        """
         interest = self._interest()
         if interest != self._registered:
             self._poller.register(self._sock, interest)
             self._registered = interest
         return self._poller.poll(milliseconds(seconds))
+
+    def attend_to_wake(self, events: Sequence[tuple[int, int]]) -> None:
+        """Take note of having been woken, of all that :meth:`await_event` has told."""
+        for fd, what in events:
+            if fd == self._wake_fd:
+                self._attend_to(fd, what)
 
     def _attend_to(self, fd: int, events: int) -> None:
         if fd == self._wake_fd:
@@ -538,8 +587,8 @@ class Channel:
 
     def _read_piece(self) -> bool:
         """Read what is missing of a header or a body; returns whether a body is to follow."""
-        space = self._connection.receive_buffer()
-        got = self.unread.take(space) if self.unread else receive(self._sock, space)
+        space, ahead = self._connection.receive_buffer(), self._ahead()
+        got = receive(self._sock, space) if ahead is None else ahead.take(space)
         if got is None:
             return False
         count, fds = got
@@ -553,6 +602,10 @@ class Channel:
         if event is not None:
             self._dispatch(event)
         return self._connection.in_body()
+
+    def _ahead(self) -> Unread | None:
+        """What C has read and nobody has taken."""
+        return self.unread if self.unread else (self._by_service or None)
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, RequestReceived | RequestInvalid):
@@ -585,6 +638,9 @@ class Channel:
 
     def wake(self) -> None:
         """Have whoever reads look at everything again."""
+        service = self._service
+        if service is not None:
+            service.hurry(True)
         fd = self._wake_fd
         if fd >= 0:
             # Without a lock, since signal handlers call it: it may be closed just now.

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import threading
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from pyvfio.errors import ConnectionLost, RemoteProtocolError, VFIOError
-from pyvfio.native.channel import WIDE, Status, Stream
+from pyvfio.native.channel import WIDE, Stream
+from pyvfio.native.status import Status
 from pyvfio.transport.call import Call, CallOwner
 from pyvfio.transport.send_queue import SendQueue
-from pyvfio.transport.sockets import GONE, LOST_FDS, LOST_FDS_HINT, close_fds
+from pyvfio.transport.sockets import GONE, LOST_FDS, LOST_FDS_HINT, close_fds, limit_waits
 from pyvfio.transport.turn import Turn
 from pyvfio.transport.unread import Unread
 from pyvfio.uapi.layout import Buffer
@@ -134,9 +134,7 @@ class Exchange:
         self._write_register = self._stream.write_register
         self._post_register = self._posts.post_register
         if is_open:
-            seconds, microseconds = divmod(int(1e6 * PATIENCE), 1_000_000)
-            limit = struct.pack("@ll", seconds, microseconds)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            limit_waits(sock, PATIENCE)
 
     def close(self) -> None:
         """No more exchanges; one that is under way ends soon."""

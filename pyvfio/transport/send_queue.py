@@ -151,9 +151,9 @@ class SendQueue:
             self._append(collection, collection.add(write))
         return True
 
-    def append(self, rest: bytes) -> None:
+    def append(self, rest: bytes, is_answer: bool = False) -> None:
         """Queue what the socket has not taken of a message that was begun."""
-        self._append(Outgoing(rest, ()), len(rest))
+        self._append(Outgoing(rest, (), is_answer), len(rest))
 
     def _append(self, outgoing: Outgoing, size: int) -> None:
         self.messages.append(outgoing)

@@ -7,6 +7,7 @@ import array
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterable, Sequence
 
 from pyvfio.errors import RemoteProtocolError
@@ -23,6 +24,13 @@ LOST_FDS_HINT = "too many were sent, or the limit of open files is reached (ulim
 _SEND = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _RECEIVE = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _RIGHTS_SPACE = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+
+
+def limit_waits(sock: socket.socket, seconds: float) -> None:
+    """Have C code that waits for the socket come back after a time; nobody can wake it."""
+    whole, microseconds = divmod(int(1e6 * seconds), 1_000_000)
+    limit = struct.pack("@ll", whole, microseconds)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def close_fds(fds: Iterable[int]) -> None:
@@ -57,7 +65,12 @@ def receive(sock: socket.socket, space: memoryview) -> tuple[int, list[int]] | N
     for level, kind, data in rights:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if flags & socket.MSG_CTRUNC:
+    check_fds(fds, bool(flags & socket.MSG_CTRUNC))
+    return count, fds.tolist()
+
+
+def check_fds(fds: Iterable[int], lost: bool) -> None:
+    """Close descriptors and raise :class:`RemoteProtocolError` where others were lost."""
+    if lost:
         close_fds(fds)
         raise RemoteProtocolError(LOST_FDS, hint=LOST_FDS_HINT)
-    return count, fds.tolist()

@@ -167,7 +167,8 @@ class Turn:
         """Sleep as long as the one who waits now does; a short wait is not worth it."""
         time.sleep(IDLE)
         with self._lock:
-            if not self.waiters or waits != self.waits or self._reader.over():
+            waited = self.holder is not None or bool(self.waiters)
+            if not waited or waits != self.waits or self._reader.over():
                 return
             self.standby = True
         self._recall.get()

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyvfio.transport.sockets import close_fds
+from pyvfio.native.serve import Service
+from pyvfio.transport.sockets import check_fds, close_fds
 from pyvfio.wire.header import HEADER
 
 
@@ -48,6 +49,27 @@ class Unread:
         self.left = 0
         fds, self._fds = self._fds, []
         close_fds(fds)
+
+
+class UnreadByService(Unread):
+    """What a service has received and not carried out."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service = service
+
+    def __bool__(self) -> bool:
+        return self._service.has_unread
+
+    def take(self, space: memoryview) -> tuple[int, list[int]]:
+        """As :meth:`Unread.take`; raises as :func:`~pyvfio.transport.sockets.receive` does."""
+        data, fds, lost = self._service.take_unread(len(space))
+        check_fds(fds, lost)
+        space[: len(data)] = data
+        return len(data), fds
+
+    def drop(self) -> None:
+        close_fds(self._service.take_fds()[0])
 
 
 def _last_message(data: memoryview) -> int:

@@ -257,6 +257,10 @@ class Connection:
         """Whether a header has been read and its body is awaited."""
         return self._incoming.header is not None
 
+    def between_messages(self) -> bool:
+        """Whether nothing of a message has been read, and the stream is understood."""
+        return not (self._incoming.header or self._incoming.filled or self._broken)
+
     def receive_buffer(self) -> memoryview:
         """Where the next bytes of the stream belong; it never reaches into a further message."""
         return self._incoming.buffer[self._incoming.filled :]
