@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from pyvfio.emulator.messages import Message
 from pyvfio.emulator.msix_layout import pba_size, table_size
@@ -15,7 +15,7 @@ _ADDRESS_BYTES, _DATA_BYTES = 8, 4
 class MSIXTable:
     """Messages, mask bits and pending bits of ``entries`` vectors.  All are masked at first.
 
-    :param mask_changed: called with a vector that is masked now or is not any more.
+    :param mask_changed: called with a vector that the guest has masked or unmasked by itself.
     :ivar function_masked: all vectors are masked, whatever their own bits say.
     """
 
@@ -50,14 +50,15 @@ class MSIXTable:
     def _own_mask(self, vector: int) -> bool:
         return bool(self._table[_control(vector)] & pci.MSIX_ENTRY_MASKED)
 
-    def mask_function(self, masked: bool) -> None:
-        """Mask all vectors, or leave it to their own bits."""
+    def mask_function(self, masked: bool) -> Iterable[int]:
+        """Mask all vectors, or leave it to their own bits.
+
+        :returns: the vectors that are masked now, or are not any more; nothing is called for them.
+        """
         if masked == self.function_masked:
-            return
+            return ()
         self.function_masked = masked
-        for vector in range(self.entries):
-            if not self._own_mask(vector):
-                self._mask_changed(vector)
+        return [vector for vector in range(self.entries) if not self._own_mask(vector)]
 
     # Pending bits
 
