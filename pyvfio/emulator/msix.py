@@ -17,6 +17,7 @@ from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.irq_index import NO_EVENTFD, IRQIndex
 from pyvfio.emulator.memory import MemoryRegion, MMIORegion
 from pyvfio.emulator.memory.calls import Calls
+from pyvfio.emulator.memory.mmio import MMIOHandler
 from pyvfio.emulator.messages import MessageVector, Messenger, close_vectors
 from pyvfio.emulator.msix_layout import MSIXLayout, pba_size, table_size
 from pyvfio.emulator.msix_table import MSIXTable, PendingBits
@@ -32,6 +33,13 @@ class TableBAR(Protocol):
     @property
     def base(self) -> MemoryRegion:
         """The whole BAR, as the guest sees it."""
+
+    @property
+    def trapped(self) -> MMIOHandler | None:
+        """Makes accesses on the device; None where the device has no such BAR."""
+
+    def maps(self, offset: int, size: int) -> bool:
+        """Whether the guest may reach any of these bytes without a trap."""
 
 
 class GuestMSIX:
@@ -64,10 +72,14 @@ class GuestMSIX:
         self._table_region = MMIORegion(
             f"{name} MSI-X table", table_size(layout.entries), self._table
         )
-        self._pba_region = MMIORegion(
-            f"{name} MSI-X PBA", pba_size(layout.entries), PendingBits(self._table)
-        )
-        self._pba_region.enabled = False
+        pba, size = layout.pba, pba_size(layout.entries)
+        device = bars[pba.bar].trapped if layout.relocated is None else None
+        bits = PendingBits(self._table, device, pba.offset)
+        self._pba_region = MMIORegion(f"{name} MSI-X PBA", size, bits)
+        # What is mapped stays so while nothing is pending.  Elsewhere the region forwards accesses,
+        # since to show and hide it is a change of the whole memory map at each masked interrupt.
+        self._hides_pba = bars[pba.bar].maps(pba.offset, size)
+        self._pba_region.enabled = not self._hides_pba
         self._active = False
         self._vectors: dict[int, MessageVector] = {}
         self._signalled: dict[int, int] = {}
@@ -172,7 +184,8 @@ class GuestMSIX:
         self._show_pending()
 
     def _show_pending(self) -> None:
-        self._pba_region.enabled = self._table.any_pending
+        if self._hides_pba:
+            self._pba_region.enabled = self._table.any_pending
 
     # Signals
 

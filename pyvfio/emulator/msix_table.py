@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from pyvfio.emulator.memory.mmio import MMIOHandler
 from pyvfio.emulator.messages import Message
 from pyvfio.emulator.msix_layout import pba_size, table_size
 from pyvfio.uapi import pci
@@ -113,19 +114,32 @@ class MSIXTable:
 
 
 class PendingBits:
-    """The guest's accesses to the pending bits of a table."""
+    """The guest's accesses to the pending bits of a table.
 
-    def __init__(self, table: MSIXTable) -> None:
+    They do not matter while none is set, and there are devices with registers in that place.
+
+    :param device: makes accesses on the BAR of the device, while none is set; None where the place
+        is not the device's.
+    :param start: where the pending bits are in the BAR.
+    """
+
+    def __init__(self, table: MSIXTable, device: MMIOHandler | None, start: int) -> None:
         self._table = table
+        self._device = device
+        self._start = start
 
     def read(self, offset: int, width: int) -> int:
         """A read of pending bits."""
+        if self._device is not None and not self._table.any_pending:
+            return self._device.read(self._start + offset, width)
         first, count = 8 * offset, 8 * width
         vectors = range(first, min(first + count, self._table.entries))
         return sum(1 << v - first for v in vectors if self._table.pending(v))
 
     def write(self, offset: int, width: int, value: int) -> None:
-        """They are not written by software."""
+        """A write; pending bits are not written by software."""
+        if self._device is not None and not self._table.any_pending:
+            self._device.write(self._start + offset, width, value)
 
 
 def _control(vector: int) -> int:
