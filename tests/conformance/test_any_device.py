@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import pyvfio
+from pyvfio.cli.main import main
 from pyvfio.pci.device import PCIDevice
 from pyvfio.pci.irqs import InterruptKind
 from pyvfio.uapi import pci
@@ -120,3 +121,18 @@ def test_it_can_be_opened_again_and_again(any_uri: str) -> None:
     for _ in range(3):
         with pyvfio.open(any_uri) as dev:
             assert dev.config.vendor_id != 0xFFFF
+
+
+def test_the_command_migrates_only_what_it_can_leave_behind(
+    any_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pyvfio.open(any_uri) as dev:
+        stays = dev.base.device_io.state_outlives_client
+    status = main(["migrate", "status", any_uri])
+    output, errors = capsys.readouterr()
+    if stays:
+        assert (status, errors) == (0, "")
+        assert "is in RUNNING" in output
+    else:
+        assert (status, output) == (1, "")
+        assert "resets a device that is opened or closed" in errors

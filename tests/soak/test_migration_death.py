@@ -11,6 +11,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +32,13 @@ from tests.support import ROOT, ServerProcess
 
 KILLS = 200 if LONG else 6
 TOOL, SOURCE, DESTINATION = VICTIMS = ("tool", "source", "destination")
-LATEST = 0.12
-"""Seconds after the start within which the moment lies; a migration takes most of that."""
+NOBODY = "nobody"
 IN_TIME = 20.0
+EARLIEST_LATE, LATEST = 0.8, 1.15
+"""When somebody is killed, in parts of the time that all takes: mostly around the end, where each
+step is short."""
+OPTIONS = ("--precopy", "--no-precopy")
+"""Most of the state goes while the source runs, or all while it is stopped."""
 
 MEMORY, AREA_SIZE = 2, 8 << 20
 DATA = np.random.default_rng(6).bytes(AREA_SIZE - 8)
@@ -104,11 +109,11 @@ def state(server: ServerProcess) -> DeviceState | None:
 
 
 @contextmanager
-def tool(two: Two) -> Iterator[subprocess.Popen[str]]:
+def tool(two: Two, option: str) -> Iterator[subprocess.Popen[str]]:
     """``pyvfio migrate SOURCE DESTINATION --resume``, which begins at once."""
     uris = (two[SOURCE].uri, two[DESTINATION].uri)
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.soak.migrating", *uris, "--resume"],
+        [sys.executable, "-m", "tests.soak.migrating", *uris, "--resume", option],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -123,13 +128,22 @@ def tool(two: Two) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def kill_one(two: Two, victim: str, seconds: float) -> bool:
+def time_one(two: Two, option: str) -> float:
+    """Seconds that a migration takes in which nobody is killed."""
+    with tool(two, option) as process:
+        start = time.monotonic()
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        return time.monotonic() - start
+
+
+def kill_one(two: Two, option: str, victim: str, seconds: float) -> bool:
     """Begin to migrate, and kill somebody after a time; returns whether the tool has succeeded."""
-    with tool(two) as process:
+    with tool(two, option) as process:
         pid = process.pid if victim == TOOL else two[victim].pid
         strike = Strike(pid, signal.SIGKILL, seconds)
+        strike.wait()  # before it is reaped, whose number may be another's then
         _, said = process.communicate(timeout=IN_TIME)
-        strike.wait()
         assert "Traceback" not in said
     if victim != TOOL:
         two[victim].process.wait()
@@ -144,13 +158,16 @@ def owner(here: DeviceState | None, there: DeviceState | None) -> str:
         moved = there in (DeviceState.RUNNING, DeviceState.STOP)
         return DESTINATION if moved else SOURCE
     assert here is None, here
-    return DESTINATION
+    return DESTINATION if there in (DeviceState.RUNNING, DeviceState.STOP) else NOBODY
 
 
 def check_owner(two: Two, victim: str, token: int, done: bool) -> str:
     """One has the device, all of it; the other does not, or does not run."""
     found = {name: state(two[name]) for name in (SOURCE, DESTINATION)}
     name = owner(found[SOURCE], found[DESTINATION])
+    if name == NOBODY:
+        assert (victim, found[DESTINATION], done) == (SOURCE, DeviceState.ERROR, False)
+        return "lost with the source before it was copied"
     other = SOURCE if name == DESTINATION else DESTINATION
     assert name == DESTINATION or not done or victim == DESTINATION
     if found[name] is DeviceState.STOP:
@@ -158,9 +175,9 @@ def check_owner(two: Two, victim: str, token: int, done: bool) -> str:
     with pyvfio.open(two[name].uri, timeout=IN_TIME) as dev:
         assert dev.migration.state is DeviceState.RUNNING
         had = token_of(dev)
-    if had != token:  # it died with the source before it was copied, and the other is as it was
-        assert (victim, had, done) == (SOURCE, 0, False)
-        return "lost with the source"
+    if had != token:
+        assert (victim, had, done, name) == (SOURCE, 0, False, DESTINATION)
+        return "lost with the source before it began"
     if found[other] is DeviceState.RUNNING:
         with pyvfio.open(two[other].uri, timeout=IN_TIME) as dev:
             assert token_of(dev) == 0
@@ -191,11 +208,17 @@ def prepare(two: Two, token: int) -> None:
 @pytest.mark.timeout(60 + 15 * KILLS)
 def test_whoever_is_killed_one_side_has_the_device(two: Two, figures: list[str]) -> None:
     found: dict[str, Counter[str]] = {victim: Counter() for victim in VICTIMS}
+    takes = {}
+    for option in OPTIONS:
+        prepare(two, 1)
+        takes[option] = time_one(two, option)
     for number in range(KILLS):
         victim, token = VICTIMS[number % len(VICTIMS)], number + 1
         rng = random.Random(f"migration {number}")
+        option = rng.choice(OPTIONS)
         prepare(two, token)
-        done = kill_one(two, victim, rng.uniform(0, LATEST))
+        moment = takes[option] * rng.uniform(rng.choice((0, EARLIEST_LATE)), LATEST)
+        done = kill_one(two, option, victim, moment)
         if victim == TOOL and rng.random() < 0.5:
             found[victim][check_next_run(two, token)] += 1
         else:
