@@ -275,6 +275,10 @@ class LoadStream(MigrationStream):
         self._control.change(DeviceState.STOP, recover=DeviceState.ERROR, reset=False)
         self._finished = True
 
+    def release(self) -> None:
+        """Close the stream without a word to the device, which has half a state, or all of it."""
+        self._end()
+
     def close(self) -> None:
         """End the load: the device checks it, and is in STOP then.  May be repeated.
 

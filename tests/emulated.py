@@ -16,6 +16,7 @@ from pyvfio.emulator.interrupts import Interrupts
 from pyvfio.emulator.memory import MemoryRegion, Topology
 from pyvfio.emulator.msix_layout import MSIXLayout
 from pyvfio.emulator.options import FunctionOptions
+from pyvfio.native import mmio
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi import pci
 from pyvfio.uapi.pci import CapabilityID, Command
@@ -93,11 +94,28 @@ class RecordingHost(Host):
         return bool(self.levels) and self.levels[-1][1]
 
 
-class BareBAR:
-    """A BAR with nothing in it."""
+class Nothing:
+    """Registers that do not exist; answers an MMIORegion."""
 
-    def __init__(self, size: int) -> None:
+    def read(self, offset: int, width: int) -> int:
+        return mmio.ALL_ONES[width]
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        """It is dropped."""
+
+
+class BareBAR:
+    """A BAR with nothing in it.
+
+    :param new: the device does not have it.
+    """
+
+    def __init__(self, size: int, new: bool) -> None:
         self.base = MemoryRegion("bar", size)
+        self.trapped = None if new else Nothing()
+
+    def maps(self, offset: int, size: int) -> bool:
+        return False
 
 
 class EmulatedFunction(Closing):
@@ -130,7 +148,7 @@ class EmulatedFunction(Closing):
         self.config = EmulatedConfig(dev.config, pci.CONFIG_SIZE, self.name)
         self.layout = layout or MSIXLayout.probe(dev)
         sizes = {number: bar.size for number, bar in dev.bars.items()} | dict(new_bars or {})
-        self.bars = {number: BareBAR(size) for number, size in sizes.items()}
+        self.bars = {n: BareBAR(size, n not in dev.bars) for n, size in sizes.items()}
         for number, bar in self.bars.items():
             root.add(bar.base, number * BAR_SPACING)
         self.interrupts = Interrupts(

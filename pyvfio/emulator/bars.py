@@ -117,6 +117,13 @@ class GuestBAR(Closing):
             return self._sub_page
         return RAMDeviceRegion(f"{self._name} mapped {area.offset:#x}", bar, area)
 
+    def maps(self, offset: int, size: int) -> bool:
+        """Whether the guest may reach any of these bytes without a trap."""
+        return any(
+            area.offset < offset + size and offset < area.offset + area.size
+            for area in self._mapped.regions
+        )
+
     def set_mmaps(self, enabled: bool) -> None:
         """Let the guest reach what is mapped without a trap, or trap all accesses for a while."""
         self._mapped.enabled = enabled

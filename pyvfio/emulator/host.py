@@ -32,7 +32,8 @@ class Host(ABC):
     """The emulator, for the functions of one bus; subclass it.
 
     Called from whatever calls a function: configuration and BAR accesses of the guest, and
-    :meth:`Events.dispatch`.
+    :meth:`Events.dispatch`; what it raises, those raise.  The guest may run within
+    :meth:`send_msi` and :meth:`set_pin`, not within what has to do with routes.
     """
 
     @abstractmethod

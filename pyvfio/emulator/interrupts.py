@@ -18,6 +18,7 @@ from pyvfio.emulator.host import Host, Requester
 from pyvfio.emulator.intx import GuestINTx
 from pyvfio.emulator.irq_index import IRQIndex
 from pyvfio.emulator.memory import MMIORegion
+from pyvfio.emulator.memory.calls import Calls
 from pyvfio.emulator.messages import Messenger
 from pyvfio.emulator.msi import GuestMSI
 from pyvfio.emulator.msix import GuestMSIX, TableBAR
@@ -33,7 +34,9 @@ log = logging.getLogger(__name__)
 class Interrupts:
     """What a function has of interrupts; nothing is enabled before :meth:`set_up`.
 
-    Whatever a guest does, what the device refuses is logged and raises nothing.
+    Whatever a guest does, what the device refuses is logged and raises nothing.  What the host's
+    code raises goes to whoever made the access, or dispatches events; by then everything else is
+    done.
 
     :param function: who asks the host.
     """
@@ -99,9 +102,9 @@ class Interrupts:
             return False
         irqs, name = self._irqs[PCIIRQ.MSIX], self._function.name
         self._msix = GuestMSIX(
-            self._config, offset, layout, irqs=irqs, messenger=self._messenger, name=name
+            self._config, offset, layout, bars, irqs=irqs, messenger=self._messenger, name=name
         )
-        self._msix.add_to_bars(bars)
+        self._msix.add_to_bars()
         self._msix.add_to_config()
         return True
 
@@ -151,20 +154,26 @@ class Interrupts:
     def _msi_written(self, before: bytes, after: bytes) -> None:
         assert self._msi is not None
         was_enabled = bool(_control(before) & pci.MSI_CONTROL_ENABLE)
-        self._msi.written()
+        calls = Calls()
+        calls.make(self._msi.written)
         if self._msi.enabled and not was_enabled:
-            self._start_msi()
+            calls.make(self._start_msi)
         elif was_enabled and not self._msi.enabled:
-            self._fall_back(PCIIRQ.MSI)
+            calls.make(self._fall_back, PCIIRQ.MSI)
+        calls.make(self._msi.deliver_pending)
+        calls.end()
 
     def _msix_written(self, before: bytes, after: bytes) -> None:
         assert self._msix is not None
         was_enabled = bool(_control(before) & pci.MSIX_CONTROL_ENABLE)
+        calls = Calls()
         if was_enabled and not self._msix.enabled:
-            self._fall_back(PCIIRQ.MSIX)
-        self._msix.written()
+            calls.make(self._fall_back, PCIIRQ.MSIX)
+        calls.make(self._msix.written)
         if self._msix.enabled and not was_enabled:
-            self._start_msix()
+            calls.make(self._start_msix)
+        calls.make(self._msix.deliver_pending)
+        calls.end()
 
     def _command_written(self, before: bytes, after: bytes) -> None:
         assert self._intx is not None
@@ -182,28 +191,31 @@ class Interrupts:
 
     # One mode at a time
 
+    def _start(self, mode: PCIIRQ, enable: Callable[[], None]) -> None:
+        """Change over to a mode, none if the device or the host's code fails to enable it."""
+        calls = Calls()
+        calls.make(self.disable_all)
+        if calls.make(enable):
+            self._mode = mode
+        calls.end()
+
     def _start_intx(self) -> None:
         if self._intx is not None and self._intx.number:
+            self._start(PCIIRQ.INTX, self._intx.enable)
+        else:
             self.disable_all()
-            self._intx.enable()
-            self._mode = PCIIRQ.INTX
 
     def _start_msi(self) -> None:
         assert self._msi is not None
-        self.disable_all()
         try:
-            self._msi.enable()
+            self._start(PCIIRQ.MSI, self._msi.enable)
         except (VFIOError, OSError) as error:
             # No specification knows of this.  Without an interrupt a guest may find out by itself.
             self._irqs[PCIIRQ.MSI].report("enable", error)
-        else:
-            self._mode = PCIIRQ.MSI
 
     def _start_msix(self) -> None:
         assert self._msix is not None
-        self.disable_all()
-        self._mode = PCIIRQ.MSIX
-        self._msix.enable()
+        self._start(PCIIRQ.MSIX, self._msix.enable)
 
     def _fall_back(self, mode: PCIIRQ) -> None:
         """The guest has disabled MSI or MSI-X."""
@@ -212,7 +224,6 @@ class Interrupts:
 
     def enable_intx(self) -> None:
         """Have the device signal its pin, if it has one, and nothing else; a refusal is logged."""
-        self.disable_all()
         try:
             self._start_intx()
         except (VFIOError, OSError) as error:
@@ -220,21 +231,25 @@ class Interrupts:
 
     def disable_all(self) -> None:
         """Have the device signal nothing.  May be repeated."""
-        mode, self._mode = self._mode, None
         modes = {PCIIRQ.INTX: self._intx, PCIIRQ.MSI: self._msi, PCIIRQ.MSIX: self._msix}
-        found = modes[mode] if mode is not None else None
-        if found is not None:
-            found.disable()
+        calls = Calls()
+        while self._mode is not None:  # a host told of the pin may let its guest enable another
+            mode, self._mode = self._mode, None
+            found = modes[mode]
+            assert found is not None
+            calls.make(found.disable)
+        calls.end()
 
     # State
 
     def reset(self) -> None:
         """MSI and MSI-X as after power-on; nothing is signalled (:meth:`enable_intx` is next)."""
-        self.disable_all()
-        if self._msi is not None:
-            self._msi.reset()
-        if self._msix is not None:
-            self._msix.reset()
+        calls = Calls()
+        calls.make(self.disable_all)
+        for found in (self._msi, self._msix):
+            if found is not None:
+                calls.make(found.reset)
+        calls.end()
 
     def save(self) -> bytes:
         """What configuration space does not hold: MSI-X table and pending bits.
@@ -258,11 +273,20 @@ class Interrupts:
         :raises StateError: as :meth:`check`.
         """
         self.check(state)
-        self.disable_all()
+        calls = Calls()
+        calls.make(self.disable_all)
         if self._msi is not None:
-            self._msi.written()
+            calls.make(self._msi.written)
         if self._msix is not None:
-            self._msix.load(state)
+            calls.make(self._msix.load, state)
+        calls.make(self._start_enabled)
+        for found in (self._msi, self._msix):
+            if found is not None:
+                calls.make(found.deliver_pending)
+        calls.end()
+
+    def _start_enabled(self) -> None:
+        """Enable what configuration space says is enabled."""
         if self._msi is not None and self._msi.enabled:
             self._start_msi()
         elif self._msix is not None and self._msix.enabled:

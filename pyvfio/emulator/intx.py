@@ -6,6 +6,9 @@ end of interrupt is depends on the emulator: one that takes the eventfd knows; e
 the next access to a BAR, which is why mapped BARs are trapped for a while after an interrupt.
 Facts: QEMU's ``vfio_intx_enable``, ``vfio_intx_interrupt``, ``vfio_pci_intx_eoi``,
 ``vfio_intx_mmap_enable``, ``vfio_intx_enable_kvm``; the pin's level, ``pci_irq_handler``.
+
+The host is told of the pin's level last of all, everything else being done: it may let its guest
+run at that, or its code may fail.
 """
 
 from __future__ import annotations
@@ -125,9 +128,9 @@ class GuestINTx:
             self._timer.cancel()
             self._timer = None
         with ExitStack() as steps:  # from the last one on, whatever the host's code raises
+            steps.callback(self._lower)
             steps.callback(eventfd.close)
             steps.callback(self._trap, False)
-            steps.callback(self._lower)
             steps.callback(self._irqs.disable)
             steps.callback(self._withdraw, eventfd)
 
@@ -144,11 +147,13 @@ class GuestINTx:
 
     def _fired(self) -> None:
         self._pending = True
-        self._pin.set(True)
-        self._trap(True)
         self._last_fired = time.monotonic()
         if self._timer is None and self._mmap_seconds:
             self._timer = self._events.call_after(self._mmap_seconds, self._quiet)
+        try:
+            self._trap(True)
+        finally:
+            self._pin.set(True)
 
     def _quiet(self) -> None:
         """Let the BARs go again, once the last interrupt was that long ago and is served."""
@@ -164,8 +169,9 @@ class GuestINTx:
     def end_of_interrupt(self) -> None:
         """The guest has served the interrupt, if there is one; it fires again if it has not."""
         if self._pending:
-            self._lower()
-            self._irqs.unmask()
+            self._pending = False
+            self._irqs.unmask()  # what fires now waits for Events.dispatch()
+            self._pin.set(False)
 
     # Through the emulator
 
@@ -174,6 +180,7 @@ class GuestINTx:
         if self._eventfd is not None:
             self._withdraw(self._eventfd)
             self.end_of_interrupt()  # the guest's own may be lost on the old way
+        if self._eventfd is not None:  # not disabled by the guest, which the host may let run
             self._offer(self._eventfd)
 
     def _offer(self, eventfd: EventFD) -> None:
@@ -208,17 +215,17 @@ class GuestINTx:
 
     def _withdraw(self, eventfd: EventFD) -> None:
         """Have signals come to us again; one that was missed comes again."""
-        if self._route is None or self._resample is None:
+        route, self._route = self._route, None
+        resample, self._resample = self._resample, None
+        if route is None or resample is None:
             return
         self._irqs.mask()
-        self._lower()
         try:
-            self._route.close()
+            route.close()
         finally:
-            self._route = None
             if self._attached:
                 self._attached = False
                 self._irqs.try_eventfds(0, [NO_EVENTFD], IRQSetFlags.UNMASK)
-            self._resample.close()
+            resample.close()
             eventfd.watch(True)
             self._irqs.unmask()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """MSI of a function as its guest sees it: the capability, and the vectors behind it.
 
-Facts: QEMU's hw/pci/msi.c, ``vfio_msi_enable`` and ``vfio_update_msi``.
+Facts: QEMU's hw/pci/msi.c, ``vfio_msi_enable`` and ``vfio_update_msi``.  One difference: QEMU
+leaves a vector with its irqfd while the guest has it masked, so that it is delivered all the same.
+Here the device signals it to us meanwhile, to be kept as pending, as with MSI-X.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from functools import partial
 
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.irq_index import IRQIndex
+from pyvfio.emulator.memory.calls import Calls
 from pyvfio.emulator.messages import Message, MessageVector, Messenger, close_vectors
 from pyvfio.errors import IRQError
 from pyvfio.uapi import pci
@@ -41,6 +44,8 @@ class GuestMSI:
         self._irqs = irqs
         self._messenger = messenger
         self._vectors: list[MessageVector] = []
+        self._signalled: dict[int, int] = {}
+        """The eventfds that the device has been given, by vector."""
         self._original = control & ~(pci.MSI_CONTROL_ENABLE | pci.MSI_CONTROL_MULTIPLE_ENABLE)
         self._wide = bool(control & pci.MSI_CONTROL_64BIT)
         self._maskable = bool(control & pci.MSI_CONTROL_MASKING)
@@ -101,16 +106,37 @@ class GuestMSI:
         """Whether the guest has masked a vector."""
         return self._maskable and bool(self._get(self._mask) & 1 << vector)
 
+    def _deliverable(self, vector: int) -> bool:
+        return vector < self.allocated and not self.masked(vector)
+
     def written(self) -> None:
-        """The guest has written to the capability.  What became deliverable is delivered."""
+        """The guest has written to the capability: messages and masks may be others.
+
+        :raises BaseException: what the host's code raised first; all is followed nevertheless.
+        """
         if not self.enabled:
             return
         self._limit_allocated()
+        calls = Calls()
         for vector, found in enumerate(self._vectors):
             if found.routed and vector < self.allocated:
-                found.route(self.message(vector))
-        if self._maskable:
-            self._deliver_pending()
+                calls.make(found.route, self.message(vector))
+            calls.make(self._signal, vector)
+        calls.end()
+
+    def _signal(self, vector: int) -> None:
+        """Have the device signal a vector where it belongs now."""
+        eventfd = self._wanted(vector)
+        if self._signalled.get(vector) == eventfd:
+            return
+        self._signalled.pop(vector, None)
+        if self._irqs.try_eventfds(vector, [eventfd]):
+            self._signalled[vector] = eventfd
+
+    def _wanted(self, vector: int) -> int:
+        """The emulator's eventfd, but for what must not reach the guest now."""
+        found = self._vectors[vector]
+        return found.preferred_fd if self._deliverable(vector) else found.own_fd
 
     def _limit_allocated(self) -> None:
         """More vectors than the device has are taken for all that it has."""
@@ -118,13 +144,24 @@ class GuestMSI:
         order = self.allocated.bit_length() - 1
         self._set(pci.MSI_CONTROL, control | order << _ENABLED_SHIFT)
 
-    def _deliver_pending(self) -> None:
-        pending = self._get(self._pending) & ((1 << self.allocated) - 1)
-        ready = pending & ~self._get(self._mask)
-        self._set(self._pending, pending & ~ready)
+    def deliver_pending(self) -> None:
+        """Send what is pending and not masked any more; without a message it is dropped.
+
+        :raises BaseException: what the host's code raised first; the others are sent.
+        """
+        if not (self.enabled and self._maskable):
+            return
+        self._set_pending(self._get(self._pending) & ((1 << self.allocated) - 1))
+        calls = Calls()
         for vector in range(self.allocated):
-            if ready & 1 << vector:
-                self._messenger.send(self.message(vector))
+            pending = self._get(self._pending)  # a host may let its guest run at each message
+            if pending & 1 << vector and self.enabled and self._deliverable(vector):
+                self._set_pending(pending & ~(1 << vector))
+                calls.make(self._messenger.send, self.message(vector))
+        calls.end()
+
+    def _set_pending(self, pending: int) -> None:
+        self._set(self._pending, pending)
 
     # Signals
 
@@ -144,18 +181,21 @@ class GuestMSI:
             for vector in range(count):
                 self._vectors.append(self._messenger.vector(partial(self._fired, vector)))
                 self._vectors[vector].route(self.message(vector))
-            self._irqs.set_eventfds(0, [found.preferred_fd for found in self._vectors])
+            eventfds = [self._wanted(vector) for vector in range(count)]
+            self._irqs.set_eventfds(0, eventfds)
         except BaseException as error:
             self.disable()  # several messages may have been needed, and some gone through
             if not isinstance(error, IRQError) or not 0 < (error.available or 0) < count:
                 raise
             self._irqs.report(f"enable {count} vectors of", error)
             return error.available or 0
+        self._signalled = dict(enumerate(eventfds))
         return 0
 
     def disable(self) -> None:
         """Have nothing signalled any more.  May be repeated."""
         self._irqs.disable()
+        self._signalled.clear()
         vectors, self._vectors = self._vectors, []
         close_vectors(vectors)
 
@@ -163,7 +203,7 @@ class GuestMSI:
         if vector >= self.allocated:
             return  # the guest has taken its message away
         if self.masked(vector):
-            self._set(self._pending, self._get(self._pending) | 1 << vector)
+            self._set_pending(self._get(self._pending) | 1 << vector)
         else:
             self._messenger.send(self.message(vector))
 

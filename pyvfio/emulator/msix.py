@@ -16,6 +16,8 @@ from typing import Protocol
 from pyvfio.emulator.config import EmulatedConfig
 from pyvfio.emulator.irq_index import NO_EVENTFD, IRQIndex
 from pyvfio.emulator.memory import MemoryRegion, MMIORegion
+from pyvfio.emulator.memory.calls import Calls
+from pyvfio.emulator.memory.mmio import MMIOHandler
 from pyvfio.emulator.messages import MessageVector, Messenger, close_vectors
 from pyvfio.emulator.msix_layout import MSIXLayout, pba_size, table_size
 from pyvfio.emulator.msix_table import MSIXTable, PendingBits
@@ -32,10 +34,18 @@ class TableBAR(Protocol):
     def base(self) -> MemoryRegion:
         """The whole BAR, as the guest sees it."""
 
+    @property
+    def trapped(self) -> MMIOHandler | None:
+        """Makes accesses on the device; None where the device has no such BAR."""
+
+    def maps(self, offset: int, size: int) -> bool:
+        """Whether the guest may reach any of these bytes without a trap."""
+
 
 class GuestMSIX:
     """The capability at ``offset``; whoever owns it says when it is enabled and disabled.
 
+    :param bars: those that table and pending bits are in.
     :param name: how messages call the function.
     """
 
@@ -46,6 +56,7 @@ class GuestMSIX:
         config: EmulatedConfig,
         offset: int,
         layout: MSIXLayout,
+        bars: Mapping[int, TableBAR],
         *,
         irqs: IRQIndex,
         messenger: Messenger,
@@ -57,13 +68,18 @@ class GuestMSIX:
         self._irqs = irqs
         self._messenger = messenger
         self._table = MSIXTable(layout.entries, self._mask_changed)
+        self._bars = bars
         self._table_region = MMIORegion(
             f"{name} MSI-X table", table_size(layout.entries), self._table
         )
-        self._pba_region = MMIORegion(
-            f"{name} MSI-X PBA", pba_size(layout.entries), PendingBits(self._table)
-        )
-        self._pba_region.enabled = False
+        pba, size = layout.pba, pba_size(layout.entries)
+        device = bars[pba.bar].trapped if layout.relocated is None else None
+        bits = PendingBits(self._table, device, pba.offset)
+        self._pba_region = MMIORegion(f"{name} MSI-X PBA", size, bits)
+        # What is mapped stays so while nothing is pending.  Elsewhere the region forwards accesses,
+        # since to show and hide it is a change of the whole memory map at each masked interrupt.
+        self._hides_pba = bars[pba.bar].maps(pba.offset, size)
+        self._pba_region.enabled = not self._hides_pba
         self._active = False
         self._vectors: dict[int, MessageVector] = {}
         self._signalled: dict[int, int] = {}
@@ -91,14 +107,11 @@ class GuestMSIX:
         writable = pci.MSIX_CONTROL_ENABLE | pci.MSIX_CONTROL_MASK_ALL
         self._config.allow(pci.MSIX_CONTROL, writable, self.offset)
 
-    def add_to_bars(self, bars: Mapping[int, TableBAR]) -> None:
-        """Lay table and pending bits over their BARs; the latter while something is pending.
-
-        They do not matter otherwise, and there are devices with registers on the same page.
-        """
+    def add_to_bars(self) -> None:
+        """Lay table and pending bits over their BARs."""
         table, pba = self._layout.table, self._layout.pba
-        bars[table.bar].base.add(self._table_region, table.offset, _IN_FRONT)
-        bars[pba.bar].base.add(self._pba_region, pba.offset, _IN_FRONT)
+        self._bars[table.bar].base.add(self._table_region, table.offset, _IN_FRONT)
+        self._bars[pba.bar].base.add(self._pba_region, pba.offset, _IN_FRONT)
 
     def remove_from_bars(self) -> None:
         """Take both away.  May be repeated."""
@@ -118,24 +131,61 @@ class GuestMSIX:
         return self._config.get(pci.MSIX_CONTROL, self.offset)
 
     def written(self) -> None:
-        """The guest has written to the capability: all vectors may be masked now, or none."""
+        """The guest has written to the capability: all vectors may be masked now, or none.
+
+        :raises BaseException: what the host's code raised first; all vectors are followed.
+        """
         masked = bool(self._control & pci.MSIX_CONTROL_MASK_ALL)
-        self._table.mask_function(masked or not self.enabled)
+        calls = Calls()
+        for vector in self._table.mask_function(masked or not self.enabled):
+            calls.make(self._follow, vector)
+        calls.end()
 
     def _mask_changed(self, vector: int) -> None:
-        masked = self._table.masked(vector)
-        if self._active:
-            if masked:
-                self._release(vector)
-            else:
-                self._use(vector)
-        if not masked and self._table.pending(vector):
-            self._table.set_pending(vector, False)
+        """The guest has masked or unmasked a vector in the table."""
+        try:
+            self._follow(vector)
+        finally:
+            self._deliver(vector)
+
+    def _follow(self, vector: int) -> None:
+        """Have the device signal a vector as its mask says."""
+        if not self._active:
+            return
+        if self._table.masked(vector):
+            self._release(vector)
+        else:
+            self._use(vector)
+
+    # Pending bits
+
+    def deliver_pending(self) -> None:
+        """Send what is pending and not masked any more.
+
+        :raises BaseException: what the host's code raised first; the others are sent.
+        """
+        if not self._table.any_pending:
+            return
+        calls = Calls()
+        for vector in range(self._table.entries):
+            calls.make(self._deliver, vector)
+        calls.end()
+
+    def _deliver(self, vector: int) -> None:
+        if self._table.masked(vector) or not self._table.pending(vector):
+            return
+        try:
+            self._set_pending(vector, False)
+        finally:
             self._messenger.send(self._table.message(vector))
+
+    def _set_pending(self, vector: int, pending: bool) -> None:
+        self._table.set_pending(vector, pending)
         self._show_pending()
 
     def _show_pending(self) -> None:
-        self._pba_region.enabled = self._table.any_pending
+        if self._hides_pba:
+            self._pba_region.enabled = self._table.any_pending
 
     # Signals
 
@@ -144,10 +194,16 @@ class GuestMSIX:
 
         Without any of them MSI-X is enabled all the same: there are devices whose firmware, or
         physical function, looks whether it is (``vfio_enable_msix_no_vec``).
+
+        :raises BaseException: what the host's code raised; nothing is left enabled.
         """
-        for vector in range(self._table.entries):
-            if not self._table.masked(vector):
-                self._prepare(vector)
+        try:
+            for vector in range(self._table.entries):
+                if not self._table.masked(vector):
+                    self._prepare(vector)
+        except BaseException:
+            self.disable()
+            raise
         self._reserved = max(self._vectors, default=-1) + 1
         self._active = True
         if not self._signal_all():
@@ -160,12 +216,14 @@ class GuestMSIX:
         self._signalled.clear()
         self._reserved = 0
         self._table.clear_pending()
-        self._show_pending()
         vectors, self._vectors = self._vectors, {}
-        close_vectors(vectors.values())
+        try:
+            self._show_pending()
+        finally:
+            close_vectors(vectors.values())
 
-    def _prepare(self, vector: int) -> MessageVector | None:
-        """A vector that is ready to be signalled; None, logged, where no descriptor is left."""
+    def _prepare(self, vector: int) -> None:
+        """Have a vector ready to be signalled; logged, where no descriptor is left."""
         found = self._vectors.get(vector)
         try:
             if found is None:
@@ -174,16 +232,20 @@ class GuestMSIX:
             found.route(self._table.message(vector))
         except OSError as error:
             self._irqs.report("make an eventfd for", error)
-        return found
 
     def _use(self, vector: int) -> None:
         """The guest has unmasked a vector."""
-        found = self._prepare(vector)
-        if found is None:
-            return
+        try:
+            self._prepare(vector)
+        finally:  # it is signalled, whatever the host's code raises
+            found = self._vectors.get(vector)
+            if found is not None:
+                self._give(vector, found.preferred_fd)
+
+    def _give(self, vector: int, eventfd: int) -> None:
         if vector < self._reserved or self._layout.resizable:
             self._reserved = max(self._reserved, vector + 1)
-            self._signal(vector, found.preferred_fd)
+            self._signal(vector, eventfd)
         else:
             self._grow(vector + 1)
 
@@ -234,8 +296,7 @@ class GuestMSIX:
 
     def _fired(self, vector: int) -> None:
         if self._table.masked(vector):
-            self._table.set_pending(vector, True)
-            self._show_pending()
+            self._set_pending(vector, True)
         else:
             self._messenger.send(self._table.message(vector))
 
@@ -253,7 +314,7 @@ class GuestMSIX:
         return self._table.save()
 
     def load(self, state: bytes) -> None:
-        """Take what :meth:`save` gave, while nothing is signalled; deliver what can be.
+        """Take what :meth:`save` gave, while nothing is signalled.
 
         :raises ValueError: it is of another device.
         """

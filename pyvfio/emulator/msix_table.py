@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from pyvfio.emulator.memory.mmio import MMIOHandler
 from pyvfio.emulator.messages import Message
 from pyvfio.emulator.msix_layout import pba_size, table_size
 from pyvfio.uapi import pci
@@ -15,7 +16,7 @@ _ADDRESS_BYTES, _DATA_BYTES = 8, 4
 class MSIXTable:
     """Messages, mask bits and pending bits of ``entries`` vectors.  All are masked at first.
 
-    :param mask_changed: called with a vector that is masked now or is not any more.
+    :param mask_changed: called with a vector that the guest has masked or unmasked by itself.
     :ivar function_masked: all vectors are masked, whatever their own bits say.
     """
 
@@ -50,14 +51,15 @@ class MSIXTable:
     def _own_mask(self, vector: int) -> bool:
         return bool(self._table[_control(vector)] & pci.MSIX_ENTRY_MASKED)
 
-    def mask_function(self, masked: bool) -> None:
-        """Mask all vectors, or leave it to their own bits."""
+    def mask_function(self, masked: bool) -> Iterable[int]:
+        """Mask all vectors, or leave it to their own bits.
+
+        :returns: the vectors that are masked now, or are not any more; nothing is called for them.
+        """
         if masked == self.function_masked:
-            return
+            return ()
         self.function_masked = masked
-        for vector in range(self.entries):
-            if not self._own_mask(vector):
-                self._mask_changed(vector)
+        return [vector for vector in range(self.entries) if not self._own_mask(vector)]
 
     # Pending bits
 
@@ -112,19 +114,32 @@ class MSIXTable:
 
 
 class PendingBits:
-    """The guest's accesses to the pending bits of a table."""
+    """The guest's accesses to the pending bits of a table.
 
-    def __init__(self, table: MSIXTable) -> None:
+    They do not matter while none is set, and there are devices with registers in that place.
+
+    :param device: makes accesses on the BAR of the device, while none is set; None where the place
+        is not the device's.
+    :param start: where the pending bits are in the BAR.
+    """
+
+    def __init__(self, table: MSIXTable, device: MMIOHandler | None, start: int) -> None:
         self._table = table
+        self._device = device
+        self._start = start
 
     def read(self, offset: int, width: int) -> int:
         """A read of pending bits."""
+        if self._device is not None and not self._table.any_pending:
+            return self._device.read(self._start + offset, width)
         first, count = 8 * offset, 8 * width
         vectors = range(first, min(first + count, self._table.entries))
         return sum(1 << v - first for v in vectors if self._table.pending(v))
 
     def write(self, offset: int, width: int, value: int) -> None:
-        """They are not written by software."""
+        """A write; pending bits are not written by software."""
+        if self._device is not None and not self._table.any_pending:
+            self._device.write(self._start + offset, width, value)
 
 
 def _control(vector: int) -> int:

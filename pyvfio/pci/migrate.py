@@ -29,38 +29,43 @@ RUNNING     any                 the source's
 STOP        RUNNING             the destination's
 STOP        STOP                whole in both, and runs in none; whichever is run has it
 STOP        ERROR, or gone      the source's, as it was when it was stopped
-gone        STOP, RUNNING       the destination's
+gone        STOP, RUNNING       the destination's, if the migration had begun
 gone        ERROR               lost with the source
 ==========  ==================  ==========================================================
 
 "Gone" is a server that has ended; one that was started again is another device.  A device that dies
-before all of it was copied is lost, as it would be without a migration, and a destination that was
-alive then is as new: what it was given is never part of a device.
+before all of it was copied is lost, as it would be without a migration, and what the destination
+was given of it is never part of a device.
 
 What fails while the program lives is put right by it in an order that keeps to this table: the
-source goes on first, then the destination is reset.  Only where it cannot know whether the
-destination runs (it does not answer any more) the source stays stopped, and the error says so.
+source goes on first, even if it was stopped before, then the destination is reset.  A reset brings
+it to RUNNING, which beside a source that does not run would look like a migration that is done; so
+it is left as it is where the source cannot be had to run, and a server has it in ERROR when the
+program has ended.  Where it cannot be known whether the destination runs, since it does not answer
+any more, the source stays stopped, and the error says so.
 
 The next migration of the same two takes up from there.  RUNNING and anything: it starts over.  STOP
-and STOP: the state is copied again.  STOP and ERROR: the source runs again, as it would have if the
-first had failed instead of having been killed; that comes before the reset that takes the
-destination out of ERROR, to RUNNING, which would look like a migration that is done.  STOP and
-RUNNING is refused: it may have been done.
+and STOP: the state is copied again.  STOP and ERROR: the source goes on, as it would have if the
+first had failed instead of having been killed, and the destination is reset.  STOP and RUNNING is
+refused: it may have been done.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from pyvfio.errors import MigrationError, UnsupportedError, VFIOError
 from pyvfio.migration_states import RUNNING
-from pyvfio.migration_stream import READ_SIZE
+from pyvfio.migration_stream import READ_SIZE, LoadStream, SaveStream
 from pyvfio.migration_transfer import PRECOPY_SECONDS, Progress, Transfer
 from pyvfio.pci.device import PCIDevice
 from pyvfio.pci.saved_config import LatestConfig, SavedConfig, ids_of
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceState
+
+UNFINISHED = frozenset((DeviceState.ERROR, DeviceState.RESUMING))
+"""What a load leaves behind that did not come to its end; a reset makes the device as new."""
 
 
 def migrate(
@@ -177,7 +182,7 @@ def load_state(
     :param resume: have it run.
     :raises MigrationError: it is in no state for it, or refused.
     """
-    if dev.migration.state is DeviceState.ERROR:
+    if dev.migration.state in UNFINISHED:
         dev.reset()
     with dev.migration.load() as loading:
         for piece in pieces:
@@ -218,8 +223,8 @@ def _make_ready(source: PCIDevice, destination: PCIDevice) -> bool:
             here,
             f"if it does not, have the source run first (`pyvfio migrate resume {source.uri}`)",
         )
-    if there is DeviceState.ERROR:
-        source.migration.run()
+    if there in UNFINISHED:
+        source.migration.run()  # before the reset
         destination.reset()
         return True
     return here in RUNNING
@@ -235,19 +240,46 @@ def _refused(reason: str, dev: PCIDevice, state: DeviceState, hint: str) -> Migr
 
 
 def _copy(source: PCIDevice, destination: PCIDevice, transfer: Transfer) -> None:
-    """Both are in STOP then, and alike; where it fails, the source goes on."""
+    """Both are in STOP then, and alike."""
     config = LatestConfig(source.config)
-    with destination.migration.load() as loading, transfer.begin() as saving:
-        transfer.copy(saving, loading.write, config.look)
-        config.look()
-        loading.finish()
-        config.saved.put(destination.config, destination.uri)
-        loading.close()  # from here on it is not reset, whatever becomes of the source
-        try:
-            saving.finish()
-        except VFIOError as error:  # it does not run: the destination has all, and goes on
-            transfer.source_failure = error
+    loading = destination.migration.load()
+    try:
+        with transfer.begin() as saving:
+            transfer.copy(saving, loading.write, config.look)
+            config.look()
+            loading.finish()
+            config.saved.put(destination.config, destination.uri)
+            loading.release()  # from here on it is not reset, whatever becomes of the source
+            _bring_to_rest(saving, transfer)
+    except BaseException as error:
+        for note in _put_right(source, loading):
+            error.add_note(note)
+        raise
     transfer.ended()
+
+
+def _bring_to_rest(saving: SaveStream, transfer: Transfer) -> None:
+    """A source that fails at it does not run: the destination has all of it, and goes on."""
+    try:
+        saving.finish()
+    except VFIOError as error:
+        transfer.source_failure = error
+
+
+def _put_right(source: PCIDevice, loading: LoadStream) -> Iterator[str]:
+    """Have the source go on, and only then the destination be as new; says what could not be."""
+    try:
+        source.migration.run()
+    except VFIOError as error:
+        yield str(error)
+        if not loading.closed:
+            yield "the destination is left with an unfinished load"
+            loading.release()
+        return
+    try:
+        loading.abort()
+    except VFIOError as error:
+        yield str(error)
 
 
 def _hand_over(source: PCIDevice, destination: PCIDevice, runs: bool) -> None:

@@ -293,9 +293,12 @@ def test_times_and_sizes_that_are_none_are_refused(seconds: float, piece: int, p
 # What an earlier migration has left
 
 
-def test_a_destination_in_error_is_reset_while_the_source_runs(pair: Pair) -> None:
+@pytest.mark.parametrize("state", [ERROR, RESUMING])
+def test_a_load_without_an_end_is_cleared_away_while_the_source_runs(
+    state: int, pair: Pair
+) -> None:
     """The reset brings it to RUNNING: with a stopped source that would look like a hand-over."""
-    pair.here.state, pair.there.state = STOP, ERROR
+    pair.here.state, pair.there.state = STOP, state
     pair.migrate()
     assert pair.steps == [(SOURCE, RUNNING), (DESTINATION, RESET), *ALL_STEPS]
 
@@ -347,7 +350,15 @@ def test_where_the_destination_refuses_to_run_the_error_says_who_runs(pair: Pair
     assert pair.states == (RUNNING, STOP)
 
 
-def test_a_source_that_was_stopped_stays_so(pair: Pair) -> None:
+def test_a_stopped_source_goes_on_before_the_destination_is_reset(pair: Pair) -> None:
+    pair.here.state = pair.there.state = STOP
+    pair.there.refusals[STOP] = errno.EINVAL, ERROR
+    with pytest.raises(MigrationError):
+        pair.migrate()
+    assert pair.steps[-2:] == [(SOURCE, RUNNING), (DESTINATION, RESET)]
+
+
+def test_a_stopped_source_stays_so_where_the_destination_has_it_as_well(pair: Pair) -> None:
     pair.here.state = pair.there.state = STOP
     pair.there.refusals[RUNNING] = errno.EIO, None
     with pytest.raises(MigrationError) as caught:
@@ -387,12 +398,29 @@ def test_whatever_is_raised_in_the_midst_has_the_source_go_on_first(pair: Pair) 
 # Who dies
 
 
-def test_a_source_that_dies_while_it_is_copied_leaves_a_new_destination(pair: Pair) -> None:
+def test_a_source_that_is_lost_while_it_is_copied_has_the_destination_left_as_it_is(
+    pair: Pair,
+) -> None:
+    """Its server may live, and have it in STOP: a destination in RUNNING would have the device."""
     pair.here.hang_up_at(STOP_COPY)
     with pytest.raises(ConnectionLost) as caught:
         pair.migrate()
     assert caught.value.uri == pair.source.uri
-    assert pair.steps[-1] == (DESTINATION, RESET)
+    assert "unfinished load" in caught.value.__notes__[-1]
+    assert pair.there.state == RESUMING
+    assert pair.there.resets == 0
+
+
+def test_a_source_that_cannot_go_on_has_the_destination_left_as_it_is(pair: Pair) -> None:
+    pair.here.state = pair.there.state = STOP
+    pair.here.refusals[STOP_COPY] = pair.here.refusals[RUNNING] = errno.EIO, ERROR
+    pair.here.refusals[STOP] = errno.EIO, None
+    pair.here.server.handlers[raw.RESET] = lambda message: pair.here.server.peer.send(
+        raw.refusal(message, errno.EIO)
+    )
+    with pytest.raises(MigrationError):
+        pair.migrate()
+    assert (pair.there.state, pair.there.resets) == (RESUMING, 0)
 
 
 def test_a_source_that_dies_behind_the_copy_does_no_harm(pair: Pair) -> None:

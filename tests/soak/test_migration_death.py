@@ -32,6 +32,7 @@ from tests.support import ROOT, ServerProcess
 
 KILLS = 200 if LONG else 6
 TOOL, SOURCE, DESTINATION = VICTIMS = ("tool", "source", "destination")
+NOBODY = "nobody"
 IN_TIME = 20.0
 EARLIEST_LATE, LATEST = 0.8, 1.15
 """When somebody is killed, in parts of the time that all takes: mostly around the end, where each
@@ -157,13 +158,16 @@ def owner(here: DeviceState | None, there: DeviceState | None) -> str:
         moved = there in (DeviceState.RUNNING, DeviceState.STOP)
         return DESTINATION if moved else SOURCE
     assert here is None, here
-    return DESTINATION
+    return DESTINATION if there in (DeviceState.RUNNING, DeviceState.STOP) else NOBODY
 
 
 def check_owner(two: Two, victim: str, token: int, done: bool) -> str:
     """One has the device, all of it; the other does not, or does not run."""
     found = {name: state(two[name]) for name in (SOURCE, DESTINATION)}
     name = owner(found[SOURCE], found[DESTINATION])
+    if name == NOBODY:
+        assert (victim, found[DESTINATION], done) == (SOURCE, DeviceState.ERROR, False)
+        return "lost with the source before it was copied"
     other = SOURCE if name == DESTINATION else DESTINATION
     assert name == DESTINATION or not done or victim == DESTINATION
     if found[name] is DeviceState.STOP:
@@ -171,9 +175,9 @@ def check_owner(two: Two, victim: str, token: int, done: bool) -> str:
     with pyvfio.open(two[name].uri, timeout=IN_TIME) as dev:
         assert dev.migration.state is DeviceState.RUNNING
         had = token_of(dev)
-    if had != token:  # it died with the source before it was copied, and the other is as it was
-        assert (victim, had, done) == (SOURCE, 0, False)
-        return "lost with the source"
+    if had != token:
+        assert (victim, had, done, name) == (SOURCE, 0, False, DESTINATION)
+        return "lost with the source before it began"
     if found[other] is DeviceState.RUNNING:
         with pyvfio.open(two[other].uri, timeout=IN_TIME) as dev:
             assert token_of(dev) == 0

@@ -254,6 +254,87 @@ def test_a_reset_clears_all_of_it() -> None:
         assert function.interrupts.mode is None
 
 
+# Masks where the emulator takes eventfds
+
+
+@pytest.fixture
+def taker() -> Iterator[Guest]:
+    """A function with 32 maskable vectors, of an emulator that takes their eventfds."""
+    with guest(CAPABLE_32 | MASKABLE, RecordingHost(takes=True)) as function:
+        yield function
+
+
+def test_while_it_is_masked_a_vector_that_was_handed_over_comes_to_us(taker: Guest) -> None:
+    taker.enable(order=1)
+    taker.put(pci.MSI_MASK_32, 0b01)
+    taker.fire(0)
+    assert taker.get(pci.MSI_PENDING_32) == 0b01
+    assert [route.taken() for route in taker.host.routes[1:]] == [0, 0]
+    taker.put(pci.MSI_MASK_32, 0)
+    assert taker.get(pci.MSI_PENDING_32) == 0
+    assert taker.host.messages == [(ADDRESS, 0)]
+    taker.io.fire(PCIIRQ.MSI, 0)
+    assert taker.routed(1)
+
+
+def test_a_vector_masked_before_msi_is_enabled_comes_to_us_from_the_start(taker: Guest) -> None:
+    taker.put(pci.MSI_MASK_32, 0b10)
+    taker.enable(order=1)
+    taker.fire(1)
+    assert taker.get(pci.MSI_PENDING_32) == 0b10
+    taker.io.fire(PCIIRQ.MSI, 0)
+    assert taker.routed(1)
+
+
+def test_a_vector_handed_over_whose_message_was_taken_away_sends_nothing(taker: Guest) -> None:
+    taker.enable(order=1)
+    taker.enable(order=0)
+    taker.fire(1)
+    assert taker.host.messages == []
+    assert taker.get(pci.MSI_PENDING_32) == 0
+    assert taker.host.routes[2].taken() == 0
+    taker.enable(order=1)
+    taker.io.fire(PCIIRQ.MSI, 1)
+    assert taker.routed(2)
+
+
+def test_the_device_is_asked_for_vectors_whose_mask_changes(taker: Guest) -> None:
+    taker.enable(order=5)
+    taker.io.calls.clear()
+    taker.put(pci.MSI_MASK_32, 0b1010)
+    taker.put(pci.MSI_MASK_32, 0b1010)
+    taker.put(pci.MSI_MASK_32, 0b1000)
+    asked = [(start, count) for _, _, start, count, _ in taker.io.calls]
+    assert asked == [(1, 1), (3, 1), (1, 1)]
+
+
+def test_a_mask_changes_nothing_for_a_device_whose_signals_come_to_us_anyway() -> None:
+    with guest(CAPABLE_32 | MASKABLE) as function:
+        function.enable(order=5)
+        function.io.calls.clear()
+        function.put(pci.MSI_MASK_32, 0xFFFF_FFFF)
+        function.put(pci.MSI_MASK_32, 0)
+        assert function.io.calls == []
+
+
+def test_a_device_that_refuses_is_asked_again_at_the_next_write(taker: Guest) -> None:
+    taker.enable()
+    taker.io.errors = [refusal(None)]
+    taker.put(pci.MSI_MASK_32, 1)
+    taker.put(pci.MSI_MASK_32, 1)
+    taker.fire(0)
+    assert taker.get(pci.MSI_PENDING_32) == 1
+
+
+def test_masks_of_the_time_before_do_not_count_after_a_reset(taker: Guest) -> None:
+    taker.enable()
+    taker.put(pci.MSI_MASK_32, 1)
+    taker.interrupts.reset()
+    taker.enable()
+    taker.io.fire(PCIIRQ.MSI, 0)
+    assert taker.routed()
+
+
 # Too few vectors
 
 
