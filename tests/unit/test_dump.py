@@ -43,6 +43,9 @@ class Recorded(ConfigSpace):
     def _read_trapped(self, offset: int, size: int) -> bytes:
         return self._data[offset : offset + size]
 
+    def _read_register(self, offset: int, width: int) -> int:
+        return int.from_bytes(self._read_trapped(offset, width), "little")
+
 
 def recorded(capability: str = "", size: int = 256) -> Recorded:
     """A header with at most one capability: its id, and what stands behind its link."""
