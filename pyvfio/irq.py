@@ -13,6 +13,7 @@ from pyvfio import eventfd
 from pyvfio.closing import Closing
 from pyvfio.errors import ConnectionLost, DeviceClosed, IRQError, VFIOError, operation_error
 from pyvfio.irq_wait import Waiter
+from pyvfio.polling import seconds_at_most
 from pyvfio.uapi.vfio import PCIIRQ, IRQFlags, IRQSetFlags
 from pyvfio.vectors import IRQInfo
 
@@ -135,7 +136,7 @@ class AnyIRQ(Waiter[list[int]]):
             raise
 
     def _take(self, seconds: float | None) -> list[int]:
-        ready = self._epoll.poll(seconds, len(self._irqs))
+        ready = self._epoll.poll(seconds_at_most(seconds), len(self._irqs))
         self._check()
         counts = [(self._irqs[fd], eventfd.take(fd)) for fd, _ in ready]
         try:

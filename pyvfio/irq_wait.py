@@ -61,7 +61,7 @@ class Waiter(ABC, Generic[_Fired]):
         :raises ConnectionLost: the device is gone; pending signals are not delivered.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        left = timeout
+        left = None if timeout is None else max(timeout, 0.0)
         self._enter()
         try:
             self._owner.check_present(self._op)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Seconds as poll(2) and ppoll(2) take them."""
+"""Seconds as poll(2) and its kin take them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ def milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else min(1000 * seconds, _MOST)
 
 
+def seconds_at_most(seconds: float | None) -> float | None:
+    """What ``select.epoll`` takes, as long."""
+    return None if seconds is None else min(seconds, _MOST / 1000)
+
+
 def nanoseconds(seconds: float | None) -> int:
-    """What C takes: -1 is for ever, and so long a time is cut that who waits longer loops."""
+    """What C takes, as long; -1 is for ever."""
     return -1 if seconds is None else int(1e9 * min(max(seconds, 0.0), _MOST / 1000))

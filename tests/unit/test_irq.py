@@ -427,6 +427,17 @@ def test_a_wait_for_any_vector_ends_when_one_fires(dev: FakeDevice) -> None:
         assert waiting.result(SOON) == [6]
 
 
+@pytest.mark.parametrize("timeout", [-1.0, 0, 1e300, float("inf"), None])
+def test_every_time_out_is_taken(dev: FakeDevice, timeout: float | None) -> None:
+    irqs = dev.enable_irqs(MSIX, 2)
+    for wait, fired in ((irqs.wait, [1]), (irqs[1].wait, 1)):
+        signal(irqs, 1)
+        assert wait(timeout) == fired
+        if timeout is not None and timeout <= 0:
+            with pytest.raises(VFIOTimeout):
+                wait(timeout)
+
+
 def test_what_a_vector_was_waited_for_is_gone_from_its_set(dev: FakeDevice) -> None:
     irqs = dev.enable_irqs(MSIX, 8)
     signal(irqs, 1, 2)
