@@ -361,7 +361,8 @@ class VFIOBase(Closing, ABC):
         """Raise :class:`ConnectionLost` or :class:`DeviceClosed` where the device is no more."""
         if self._loss is not None:
             raise ConnectionLost(self._loss.reason, op=op, uri=self.uri)
-        self.check_open(op)
+        if self._closed:
+            self.check_open(op)
 
     def _mark_lost(self, error: VFIOError) -> None:
         """The device is gone: wake everybody who waits for it.  Called by the backend."""

@@ -13,7 +13,10 @@ import select
 from pyvfio.native._native import ffi, lib
 from pyvfio.polling import nanoseconds
 
-_NO_COUNT = (1 << 64) - 1
+NO_COUNT = (1 << 64) - 1
+"""What C has for a failure."""
+FOREVER = -1
+"""What C has for a time without end."""
 _LINK = "anon_inode:[eventfd]"
 
 
@@ -45,7 +48,12 @@ def take(fd: int, seconds: float | None = 0.0) -> int:
 
     Never blocks otherwise, as :func:`signal`.
     """
-    count = lib.pyvfio_take(fd, nanoseconds(seconds))
-    if count == _NO_COUNT:
-        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    count = lib.pyvfio_take(fd, FOREVER if seconds is None else nanoseconds(seconds))
+    if count == NO_COUNT:
+        raise error()
     return count
+
+
+def error() -> OSError:
+    """Why the last take of this thread gave no count."""
+    return OSError(ffi.errno, os.strerror(ffi.errno))

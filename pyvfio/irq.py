@@ -12,10 +12,14 @@ from typing import Protocol, overload
 from pyvfio import eventfd
 from pyvfio.closing import Closing
 from pyvfio.errors import ConnectionLost, DeviceClosed, IRQError, VFIOError, operation_error
+from pyvfio.eventfd import FOREVER, NO_COUNT
 from pyvfio.irq_wait import Waiter
-from pyvfio.polling import seconds_at_most
+from pyvfio.native._native import lib
+from pyvfio.polling import nanoseconds, seconds_at_most
 from pyvfio.uapi.vfio import PCIIRQ, IRQFlags, IRQSetFlags
 from pyvfio.vectors import IRQInfo
+
+_take_signals = lib.pyvfio_take
 
 
 class IRQOwner(Protocol):
@@ -69,13 +73,16 @@ class IRQ(Waiter[int]):
         return self._fd
 
     def _take(self, seconds: float | None) -> int:
-        count = eventfd.take(self._fd, seconds)
-        if self._wakes:
-            self._check_awake()
+        # eventfd.take() itself would be felt: who wakes up has nothing in the processor's caches.
+        count = _take_signals(self._fd, FOREVER if seconds is None else nanoseconds(seconds))
+        if self._wakes or count == NO_COUNT:
+            self._look_why(count)
         self.total += count
         return count
 
-    def _check_awake(self) -> None:
+    def _look_why(self, count: int) -> None:
+        if count == NO_COUNT:
+            raise eventfd.error()
         try:
             self._check()
         except VFIOError:

@@ -62,9 +62,11 @@ class Waiter(ABC, Generic[_Fired]):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         left = None if timeout is None else max(timeout, 0.0)
-        self._enter()
+        self._users.append(
+            None
+        )  # as _enter() and _leave(), which would take as long as the wake-up
         try:
-            self._owner.check_present(self._op)
+            self._check()
             while True:
                 fired = self._take(left)
                 if fired:

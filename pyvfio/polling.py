@@ -16,6 +16,6 @@ def seconds_at_most(seconds: float | None) -> float | None:
     return None if seconds is None else min(seconds, _MOST / 1000)
 
 
-def nanoseconds(seconds: float | None) -> int:
-    """What C takes, as long; -1 is for ever."""
-    return -1 if seconds is None else int(1e9 * min(max(seconds, 0.0), _MOST / 1000))
+def nanoseconds(seconds: float) -> int:
+    """What C takes, as long."""
+    return int(1e9 * min(max(seconds, 0.0), _MOST / 1000))
