@@ -309,11 +309,7 @@ def test_writes_of_a_client_that_leaves_at_once_are_carried_out(path: Path, nati
 def test_a_client_that_leaves_in_a_message_leaves_nothing(
     client: RawClient, server: ServerProcess, cut: int
 ) -> None:
-
-    def held() -> tuple[int, int]:
-        return len(open_fds(server.pid)), thread_count(server.pid)
-
-    before = held()
+    fds, threads = len(open_fds(server.pid)), thread_count(server.pid)
     for _ in range(5):
         client.close()
         with RawClient(server.path) as other:
@@ -321,7 +317,9 @@ def test_a_client_that_leaves_in_a_message_leaves_nothing(
             other.send(write(0x40, 1) + write(0x40, 2)[:cut])
     with RawClient(server.path) as last:
         last.negotiate()
-        assert eventually(lambda: held() == before)  # a thread takes a moment to end
+        assert eventually(lambda: len(open_fds(server.pid)) <= fds)
+        # A thread takes a moment to end; so one more may have been there before.
+        assert eventually(lambda: thread_count(server.pid) <= threads)
         assert last.read32(REGISTERS, 0x40) == 1
 
 
