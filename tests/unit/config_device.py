@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pyvfio.server.model import DeviceModel, Identity, ModelBAR, ModelCapability, ModelMSI
+from pyvfio.server.model import (
+    DeviceModel,
+    Identity,
+    ModelBAR,
+    ModelCapability,
+    ModelMSI,
+    ModelMSIX,
+)
 from pyvfio.uapi.pci import BARType, CapabilityID, ExtendedCapabilityID
 
 MIB = 1 << 20
@@ -33,6 +40,7 @@ class ConfigDevice(DeviceModel):
     }
     interrupt_pin = 2
     msi = ModelMSI(4)
+    msix = ModelMSIX(10, table=(3, 0), pba=(3, 0x800))
     express = True
     resettable = False
     capabilities = (

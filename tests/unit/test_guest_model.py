@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Random accesses of a guest against the model of its view; tests/system has more of them."""
+"""A random life of a function against the model of it; tests/system has longer ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.unit.random_guest import RandomGuest, unserved
-
-
-@pytest.fixture
-def guest() -> Iterator[RandomGuest]:
-    """A guest of a device that no server hosts."""
-    made = RandomGuest(unserved())
-    yield made
-    made.close()
+from tests.unit.random_guest import unserved
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_guest_sees_what_the_model_says(guest: RandomGuest, seed: int) -> None:
-    guest.run(seed, 1000)
+def test_a_guest_sees_what_the_model_says(tmp_path: Path, seed: int) -> None:
+    with unserved(tmp_path) as guest:
+        guest.run(seed, 1000)
