@@ -1605,6 +1605,7 @@ def test_descriptors_with_a_servers_command_are_refused_and_closed(
     server: RawServer, device: PCIDevice
 ) -> None:
     with device.dma.alloc(PAGE) as buffer, memfd(PAGE) as fd:
+        assert in_step(device, server)  # and the server has let go of the buffer's descriptor
         before = len(open_fds())
         server.peer.send(raw.frame(raw.DMA_READ, raw.dma_range(buffer.iova, 4)), [fd, fd])
         assert server.replies.get(timeout=raw.SECONDS).error == errno.EINVAL
