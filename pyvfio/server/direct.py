@@ -94,7 +94,7 @@ class DirectService:
         """Serve; READ, WRITE or POSTED tell of what is handed over, OTHER of everything else."""
         while True:
             self._service.hurry(False)
-            if has_other_work():
+            if has_other_work() or not self._serving.can_go_on():
                 return _OTHER
             answer, self._answer = self._answer, None
             if answer is None:

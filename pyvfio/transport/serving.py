@@ -75,19 +75,20 @@ class Serving:
 
         Who gets it calls :meth:`leave_turn`, soon.
         """
-        turn, owner = self._turn, self._owner
+        turn = self._turn
         with self._lock:
-            if (
-                turn.holder is not None
-                or owner.over()
-                or self._queue
-                or owner.paused
-                or self._connection.in_message
-            ):
+            if turn.holder is not None or self._connection.in_message or not self.can_go_on():
                 return False
             turn.holder = threading.get_ident()
             turn.waits += 1
             return True
+
+    def can_go_on(self) -> bool:
+        """Whether the service may read on; if not, the general way has to.
+
+        What waits to be sent is sent by who reads, where the socket takes more.
+        """
+        return not (self._queue or self._owner.paused or self._owner.over())
 
     def leave_turn(self) -> None:
         """Leave the turn to who waits."""

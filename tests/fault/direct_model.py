@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+import time
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -13,6 +15,7 @@ from tests.fault.models import IOVA
 REGISTERS, OVERLAID, MEMORY = 0, 1, 2
 TABLE, PENDING = 0x1000, 0x2000
 REFUSING, FAILING, READING_DMA, WRITTEN = 0x100, 0x108, 0x110, 0x118
+WRITING_DMA, PIECE = 0x120, 64 << 10
 
 
 class Direct(DeviceModel):
@@ -23,6 +26,8 @@ class Direct(DeviceModel):
     0x108   fails at every access
     0x110   reads as 8 bytes of the client's memory at the IOVA
     0x118   reads as a number that depends on all writes so far, and their order
+    0x120   a write of n has n threads write ``PIECE`` bytes each to the client's memory, from the
+            IOVA on; reads as the number of those that did
     others  read as what was written last
     ======  ====================================================================
     """
@@ -38,11 +43,16 @@ class Direct(DeviceModel):
 
     def __init__(self) -> None:
         super().__init__()
+        self._threads: list[threading.Thread] = []
         self.reset()
 
     def reset(self) -> None:
         self._values: dict[int, int] = {}
         self._written = 0
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.join()
 
     def bar_read(self, bar: int, offset: int, width: int) -> int:
         self._check(offset)
@@ -52,8 +62,24 @@ class Direct(DeviceModel):
 
     def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
         self._check(offset)
+        if offset == WRITING_DMA:
+            self._write_dma(value)
+            return
         self._values[offset] = value
         self._written = hash((self._written, offset, width, value)) & 0xFFFFFFFF
+
+    def _write_dma(self, threads: int) -> None:
+        self._values[WRITING_DMA] = 0
+
+        def write(number: int) -> None:
+            time.sleep(0.2)  # when the server waits for a request
+            self.dma_write(IOVA + number * PIECE, bytes([number]) * PIECE)
+            with self.lock:
+                self._values[WRITING_DMA] += 1
+
+        self._threads = [threading.Thread(target=write, args=(n,)) for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def _check(self, offset: int) -> None:
         if offset == REFUSING:
