@@ -42,6 +42,10 @@ class MigrationStream(io.RawIOBase):
         """Give up: the device is put right, and the stream closed.  Nothing where it is closed."""
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Close the stream without a word to the device, which is left as it is."""
+        self._end()
+
     def close(self) -> None:
         """End the transfer, see the class.  May be repeated."""
         raise NotImplementedError
@@ -187,11 +191,13 @@ class SaveStream(MigrationStream):
     def abort(self) -> None:
         """Give up: the device goes on as before.  Nothing where the stream is closed.
 
+        One that does not go on is left in STOP if it can be, and never reset: it is whole.
+
         :raises MigrationError: it does not; says what it was left in.
         """
         if not self.closed:
             try:
-                self._control.change(self._back, recover=DeviceState.ERROR)
+                self._control.change(self._back, recover=DeviceState.STOP, reset=False)
             except DeviceClosed:
                 pass  # and nothing is left to be put right
             finally:
@@ -274,10 +280,6 @@ class LoadStream(MigrationStream):
         self._checkClosed()
         self._control.change(DeviceState.STOP, recover=DeviceState.ERROR, reset=False)
         self._finished = True
-
-    def release(self) -> None:
-        """Close the stream without a word to the device, which has half a state, or all of it."""
-        self._end()
 
     def close(self) -> None:
         """End the load: the device checks it, and is in STOP then.  May be repeated.
