@@ -165,7 +165,8 @@ class DeviceModel:
     and :meth:`load_state`; the server saves configuration space, MSI-X, interrupts that have not
     been delivered, and backed memory.  While it is stopped no register is accessed.  A model with
     threads of its own quiesces them in :meth:`stopped`; where it does not, their DMA waits until
-    the device runs again, and their interrupts are held.
+    the device runs again, and their interrupts are held.  DMA that waits when the device is reset,
+    or has taken on the state of another, fails with ECANCELED: it is of the state before.
 
     :cvar identity: vendor, device, class ...
     :cvar bars: the BARs by number.
@@ -277,7 +278,8 @@ class DeviceModel:
         Called when a client first reads the state of a running device, and advanced with the lock
         held whenever it reads more; an empty piece says that there is nothing now.  What has
         changed since is left to :meth:`save_state`.  A generator is closed when the client is
-        through, or has given up: then nothing has been sent (``try: ... finally:``).
+        through, or has given up: then nothing has been sent (``try: ... finally:``).  An exception
+        is the end of the save: the client can only give up.
         """
         return iter(())
 
