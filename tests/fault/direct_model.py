@@ -16,6 +16,9 @@ REGISTERS, OVERLAID, MEMORY = 0, 1, 2
 TABLE, PENDING = 0x1000, 0x2000
 REFUSING, FAILING, READING_DMA, WRITTEN = 0x100, 0x108, 0x110, 0x118
 WRITING_DMA, PIECE = 0x120, 64 << 10
+THREADS = 8
+START = 0x7EAD5
+"""What is written to start them; no other value does anything there."""
 
 
 class Direct(DeviceModel):
@@ -26,8 +29,8 @@ class Direct(DeviceModel):
     0x108   fails at every access
     0x110   reads as 8 bytes of the client's memory at the IOVA
     0x118   reads as a number that depends on all writes so far, and their order
-    0x120   a write of n has n threads write ``PIECE`` bytes each to the client's memory, from the
-            IOVA on; reads as the number of those that did
+    0x120   a write of ``START`` has ``THREADS`` threads write ``PIECE`` bytes each to the client's
+            memory, from the IOVA on; reads as the number of those that did
     others  read as what was written last
     ======  ====================================================================
     """
@@ -63,12 +66,13 @@ class Direct(DeviceModel):
     def bar_write(self, bar: int, offset: int, width: int, value: int) -> None:
         self._check(offset)
         if offset == WRITING_DMA:
-            self._write_dma(value)
+            if value == START:
+                self._write_dma()
             return
         self._values[offset] = value
         self._written = hash((self._written, offset, width, value)) & 0xFFFFFFFF
 
-    def _write_dma(self, threads: int) -> None:
+    def _write_dma(self) -> None:
         self._values[WRITING_DMA] = 0
 
         def write(number: int) -> None:
@@ -77,7 +81,7 @@ class Direct(DeviceModel):
             with self.lock:
                 self._values[WRITING_DMA] += 1
 
-        self._threads = [threading.Thread(target=write, args=(n,)) for n in range(threads)]
+        self._threads = [threading.Thread(target=write, args=(n,)) for n in range(THREADS)]
         for thread in self._threads:
             thread.start()
 

@@ -31,7 +31,9 @@ from tests.fault.direct_model import (
     READING_DMA,
     REFUSING,
     REGISTERS,
+    START,
     TABLE,
+    THREADS,
     WRITING_DMA,
     WRITTEN,
 )
@@ -292,19 +294,18 @@ def test_answers_that_nobody_takes_yet_wait_in_order(client: RawClient) -> None:
 
 def test_what_threads_of_the_model_ask_is_sent_though_no_request_comes(client: RawClient) -> None:
     """More than the socket takes at once; nothing but the client's reading has it go on."""
-    count = 8
-    client.done(raw.DMA_MAP, raw.dma_map(IOVA, count * PIECE))
-    client.send(write(WRITING_DMA, count))
+    client.done(raw.DMA_MAP, raw.dma_map(IOVA, THREADS * PIECE))
+    client.send(write(WRITING_DMA, START))
     for _ in range(20):  # until the server waits where it serves directly
         client.read32(REGISTERS, 0x40)
     time.sleep(0.4)
-    asked = [client.receive() for _ in range(count)]
+    asked = [client.receive() for _ in range(THREADS)]
     assert {message.command for message in asked} == {raw.DMA_WRITE}
     for message in asked:
         address = int.from_bytes(message.payload[:8], "little")
         assert message.payload[16:] == bytes([(address - IOVA) // PIECE]) * PIECE
         client.send(raw.answer(message, message.payload[:16]))
-    assert eventually(lambda: client.read32(REGISTERS, WRITING_DMA) == count)
+    assert eventually(lambda: client.read32(REGISTERS, WRITING_DMA) == THREADS)
 
 
 def test_all_of_a_long_read_comes(client: RawClient) -> None:
