@@ -84,7 +84,8 @@ def migrate(
     (:func:`share_memory`) and enables the same interrupts there before; what was signalled until
     the source stopped is in its eventfds, the rest comes to those of the destination.  A stopped
     device refuses accesses: who works with it meanwhile makes those again at the destination, and
-    posts no writes (``posted_writes=no``), whose refusal nobody would see.
+    posts no writes (``posted_writes=no``), whose refusal nobody would see.  Nor does it kick an
+    eventfd of a register of the source's: such kicks stay there, and are no part of its state.
 
     :param resume: have the destination run; else it is left stopped, for
         ``destination.migration.run()``.
@@ -122,7 +123,9 @@ def share_memory(source: PCIDevice, destination: PCIDevice) -> None:
     """Map all memory that is mapped for one device for another, at the same addresses.
 
     What is mapped there alike is left.  A buffer of the source's that is closed later stays mapped
-    for the destination, until it is unmapped or closed.
+    for the destination, until it is unmapped or closed; but its arrays are gone (``dma.alloc``),
+    with the source at the latest, and nobody here sees what the destination does to it.  Keep the
+    source open, or map a :class:`~pyvfio.memory.SharedMemory` of your own.
 
     :raises DMAError: an address is in use there, or cannot be mapped.
     """

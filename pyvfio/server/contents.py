@@ -15,7 +15,7 @@ from pyvfio.server.failures import FAILURES
 from pyvfio.server.interrupts import Interrupts
 from pyvfio.server.model import DeviceModel
 from pyvfio.server.msix import MSIXState
-from pyvfio.server.saved_state import PIECE, Declared, Kind, LoadedMemory, StateReader
+from pyvfio.server.saved_state import PIECE, Declared, Kind, LoadedMemory, RecordReader
 from pyvfio.server.used_memory import used_pieces
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Contents:
 
     # Loading
 
-    def load(self, saved: StateReader) -> None:
+    def load(self, saved: RecordReader) -> None:
         """Take on a stream that has ended.
 
         :raises OSError: EINVAL; it is none of this device's, which was not touched.
@@ -142,7 +142,7 @@ class Contents:
             self._msix.load(parts[Kind.MSIX])
         self._interrupts.load(parts[Kind.INTERRUPTS])
 
-    def _load_model(self, saved: StateReader) -> None:
+    def _load_model(self, saved: RecordReader) -> None:
         try:
             for piece in saved.precopy:
                 self._model.load_precopy_data(piece)

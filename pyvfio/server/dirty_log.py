@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pyvfio.dirty_bitmap import bitmap_size
+
 PAGE = 4096
 """Bytes of the pages that are logged, and of the smallest that are reported, as the kernel's."""
 
@@ -102,7 +104,7 @@ class DirtyLog:
             raise OSError(errno.EINVAL, f"pages of {page_size} bytes")
         if not length or (iova | length) % PAGE or iova + length > _END:
             raise OSError(errno.EINVAL, f"a report of {length} bytes at {iova:#x}")
-        return -(-length // (64 * page_size)) * 8
+        return bitmap_size(length, page_size)
 
     def report(self, iova: int, length: int, page_size: int) -> bytes:
         """The bitmap of a range, which is clean then; bit n is the page n counted from ``iova``.

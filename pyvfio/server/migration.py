@@ -16,7 +16,7 @@ from pyvfio.migration_states import path
 from pyvfio.server.contents import Contents
 from pyvfio.server.failures import FAILURES
 from pyvfio.server.run_control import RunControl
-from pyvfio.server.saved_state import StateReader
+from pyvfio.server.saved_state import RecordReader
 from pyvfio.server.saving import Saving
 from pyvfio.server.used_memory import used_bytes
 from pyvfio.uapi.layout import Buffer
@@ -48,7 +48,7 @@ class Migration:
         self._control = control
         self._max_model = 0
         self._saving: Saving | None = None
-        self._loading: StateReader | None = None
+        self._loading: RecordReader | None = None
 
     def set_state(self, number: int, max_model: int) -> None:
         """Go to a state, whichever way; the device is there when this returns.
@@ -161,7 +161,7 @@ class Migration:
         self._saving.finish(self._contents.save())
 
     def _begin_load(self) -> None:
-        self._loading = StateReader(self._contents.declared, self._max_model)
+        self._loading = RecordReader(self._contents.declared, self._max_model)
 
     def _load(self) -> None:
         assert self._loading is not None

@@ -77,7 +77,7 @@ class Declared:
         return tuple(kind for kind in ONCE if kind in self.sizes or kind is Kind.MODEL)
 
 
-class StateWriter:
+class RecordWriter:
     """Makes the records of one stream."""
 
     def __init__(self, declared: Declared) -> None:
@@ -106,7 +106,7 @@ class StateWriter:
         return self.record(Kind.END, self._digest.digest())
 
 
-class StateReader:
+class RecordReader:
     """Takes a stream in pieces of any size and checks it.
 
     :param declared: the device that it is to be for.

@@ -11,7 +11,7 @@ import numpy as np
 from pyvfio.memory import ByteArray
 from pyvfio.server.contents import Contents
 from pyvfio.server.failures import FAILURES
-from pyvfio.server.saved_state import Kind, StateWriter
+from pyvfio.server.saved_state import Kind, RecordWriter
 from pyvfio.server.used_memory import differing
 
 
@@ -24,7 +24,7 @@ class Saving:
 
     def __init__(self, contents: Contents, running: bool) -> None:
         self._contents = contents
-        self._writer = StateWriter(contents.declared)
+        self._writer = RecordWriter(contents.declared)
         self._sent: dict[int, ByteArray] = {}
         if running:
             sizes = contents.declared.memory
