@@ -30,7 +30,7 @@ lint: $(VENV)/dev.stamp ## format, lint and types
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
-soak: $(VENV)/dev.stamp ## traffic both ways for SECONDS (60), then ends that die at 200 random moments
+soak: $(VENV)/dev.stamp ## traffic for SECONDS (60), 100 migrations, ends that die at 200 random moments
 	PYVFIO_SOAK=$(SECONDS) $(PYTHON) -m pytest tests/soak
 
 bench: $(VENV)/dev.stamp ## measure, each figure beside its baseline, in under 5 minutes

@@ -32,8 +32,9 @@ from pyvfio.errors import (
 )
 from pyvfio.features import Features
 from pyvfio.irq import IRQSet
+from pyvfio.posting import Posting
 from pyvfio.reconnection import Reconnection, check_same_device
-from pyvfio.region import Posting, Region
+from pyvfio.region import Region
 from pyvfio.uapi.vfio import DeviceFlags, IRQFlags, IRQSetFlags
 from pyvfio.vectors import (
     MAX_IRQS,
@@ -118,7 +119,9 @@ class VFIOBase(Closing, ABC):
             found = self._regions.get(index)
             if found is None:
                 info = self._region_info(index)
-                found = (kind or Region)(self.device_io, info, self.uri, self._posting)
+                found = (kind or Region)(
+                    self.device_io, info, self.uri, self._posting, self.check_present
+                )
                 self._regions[index] = found
             return found
 
@@ -358,7 +361,8 @@ class VFIOBase(Closing, ABC):
         """Raise :class:`ConnectionLost` or :class:`DeviceClosed` where the device is no more."""
         if self._loss is not None:
             raise ConnectionLost(self._loss.reason, op=op, uri=self.uri)
-        self.check_open(op)
+        if self._closed:
+            self.check_open(op)
 
     def _mark_lost(self, error: VFIOError) -> None:
         """The device is gone: wake everybody who waits for it.  Called by the backend."""

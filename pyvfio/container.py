@@ -32,6 +32,8 @@ from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.vectors import ContainerIO, DMASource
 
 READ_WRITE = DMAMapFlags.READ | DMAMapFlags.WRITE
+ALIGNED_TRIES = 64
+"""Free ranges of a buffer's size that are looked at for a better alignment than a page's."""
 
 
 class Container:
@@ -265,7 +267,7 @@ class Container:
             if self._batch is not None:  # it ends with the outer block
                 yield
                 return
-            self._batch = Batch(self.mappings)
+            self._batch = Batch()
             self._io.begin()
             try:
                 yield
@@ -308,10 +310,10 @@ class Container:
         """Have table and buffers say what a batch has left of which some operations failed."""
         if not failed:
             return
-        left = batch.left(failed)
+        left = batch.left(self.mappings, failed)
         self._maps.change_to(left, [op.mapping for op in failed if op.unanswered])
         for buffer in list(self._buffers):
-            entry = left.get(buffer.iova)
+            entry = left.at(buffer.iova)
             if entry is not None and buffer.consists_of(entry.memory):
                 buffer.withdraw(False)  # its unmap was refused, if it was closed
             else:
@@ -343,7 +345,7 @@ class Container:
             self._io = io
             self._unanswered.clear()
             self._maps.renew()
-            batch = Batch(())
+            batch = Batch()
             io.begin()
             try:
                 self._map_all(batch)
@@ -445,7 +447,7 @@ class Container:
     def _find(self, size: int, address_bits: int) -> int:
         # A buffer of whole huge pages is put where the IOMMU can use huge pages as well.
         alignment = max(self.page_size, min(1 << (size.bit_length() - 1), 1 << 30))
-        found = self._maps.find(size, alignment, address_bits)
+        found = self._maps.find(size, alignment, address_bits, ALIGNED_TRIES)
         if found is None:
             found = self._maps.find(size, self.page_size, address_bits)
         if found is None:

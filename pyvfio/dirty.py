@@ -100,7 +100,8 @@ class DirtyTracker:
         """How it knows; None while it does not track.
 
         It becomes EVERYTHING where a device joins that was not there at the start, or a server that
-        was started again cannot log any more.
+        was started again cannot log any more; where that one takes descriptors and the one before
+        did not, WRITES becomes DEVICE, or EVERYTHING.
         """
         return self._kind
 
@@ -338,7 +339,8 @@ class DirtyTracker:
 
         :raises ConnectionLost: it is gone again.
         """
-        if self._kind is not DirtyKind.DEVICE:
+        shared_now = self._kind is DirtyKind.WRITES and self._io().shares_memory
+        if self._kind is not DirtyKind.DEVICE and not shared_now:
             return
         self._fill_all()
         before, self._sources = self._sources, []
@@ -347,6 +349,7 @@ class DirtyTracker:
                 for device in self._devices:
                     self._log(device, self._page_size, undo)
                 undo.pop_all()
+            self._kind = DirtyKind.DEVICE
         except ConnectionLost:
             self._sources = before  # which say so
             raise

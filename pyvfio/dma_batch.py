@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyvfio.errors import VFIOTimeout
-from pyvfio.map_table import MapEntry
+from pyvfio.map_table import MapEntry, SortedMaps
 from pyvfio.memory import DMABuffer
 from pyvfio.vectors import BatchFailure
 
@@ -37,14 +37,10 @@ class Operation:
 
 
 class Batch:
-    """The operations of a batch, in their order.
+    """The operations of a batch, in their order."""
 
-    :param before: what is mapped when it begins.
-    """
-
-    def __init__(self, before: Sequence[MapEntry]) -> None:
+    def __init__(self) -> None:
         self.operations: list[Operation] = []
-        self._before = before
         self._sent: list[Operation] = []
 
     def sent(self, operation: Operation) -> None:
@@ -70,21 +66,38 @@ class Batch:
         for failure in failures:
             self._sent[failure.position].error = failure.error
 
-    def left(self, failed: Sequence[Operation]) -> dict[int, MapEntry]:
-        """What is mapped (address -> map) after all operations but those that failed.
+    def left(self, table: Iterable[MapEntry], failed: Iterable[Operation]) -> SortedMaps:
+        """What is mapped after all operations but those that failed.
+
+        :param table: what would be, if none of them had.
 
         An unmap takes away what is really there, which is not what it was meant for where a map
         before it failed.  And a map that was made shows that an unmap before it, of addresses that
         it has taken, was carried out all the same.
         """
-        left = {entry.iova: entry for entry in self._before}
+        left = SortedMaps(table)
+        for operation in reversed(self.operations):
+            _undo(left, operation)
         skipped = set(failed)
         for operation in self.operations:
-            if operation in skipped:
-                continue
-            if operation.is_map:
-                left = {iova: e for iova, e in left.items() if not e.overlaps(operation.mapping)}
-                left[operation.mapping.iova] = operation.mapping
-            else:
-                left.pop(operation.mapping.iova, None)
+            if operation not in skipped:
+                _carry_out(left, operation)
         return left
+
+
+def _undo(maps: SortedMaps, operation: Operation) -> None:
+    if operation.is_map:
+        maps.remove(operation.mapping.iova)
+    else:
+        maps.insert(operation.mapping)
+
+
+def _carry_out(maps: SortedMaps, operation: Operation) -> None:
+    mapping = operation.mapping
+    if not operation.is_map:
+        if maps.at(mapping.iova) is not None:
+            maps.remove(mapping.iova)
+        return
+    while (other := maps.overlapping(mapping.iova, mapping.last)) is not None:
+        maps.remove(other.iova)
+    maps.insert(mapping)

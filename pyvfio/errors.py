@@ -53,9 +53,11 @@ class VFIOError(Exception):
     :param uri: the device that it was asked of.
     :param errno: the error number of the kernel or of the server, if there was one.
     :param hint: what to do about it.
+    :ivar step: which step of a register program it was, from 0; None for anything else.
     """
 
     errno: int | None
+    step: int | None = None
 
     def __init__(
         self,

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 
-from pyvfio.native._native import lib
+from pyvfio.native._native import ffi, lib
+from pyvfio.polling import nanoseconds
 
+NO_COUNT = (1 << 64) - 1
+"""What C has for a failure."""
+FOREVER = -1
+"""What C has for a time without end."""
 _LINK = "anon_inode:[eventfd]"
 
 
@@ -35,14 +39,21 @@ def signal(fd: int) -> None:
         os.eventfd_write(fd, 1)
 
 
-def take(fd: int) -> int:
+def take(fd: int, seconds: float | None = 0.0) -> int:
     """Set an eventfd to 0; returns what it was (1, for one that counts single steps).
 
-    Never blocks, as :func:`signal`.
+    :param seconds: how long to wait for it where it is 0; None is for ever.  It may be less, where
+        another thread takes it or a signal comes: who has time left tries again.
+    :raises OSError: it is none.
+
+    Never blocks otherwise, as :func:`signal`.
     """
-    counter = bytearray(8)
-    try:
-        os.preadv(fd, [counter], -1, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return 0
-    return int.from_bytes(counter, sys.byteorder)
+    count = lib.pyvfio_take(fd, FOREVER if seconds is None else nanoseconds(seconds))
+    if count == NO_COUNT:
+        raise error()
+    return count
+
+
+def error() -> OSError:
+    """Why the last take of this thread gave no count."""
+    return OSError(ffi.errno, os.strerror(ffi.errno))

@@ -3,20 +3,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import islice
+
+from pyvfio.sorted_blocks import SortedBlocks
 
 FOUR_GIB = 1 << 32
 LOWEST = 0x10000
 """Lowest address handed out unasked: 0 and its neighbours are what a forgotten register holds."""
-
-
-class Range(NamedTuple):
-    """Addresses from ``first`` to ``last``, both included, so that 2^64 - 1 can be held."""
-
-    first: int
-    last: int
 
 
 class IOVAAllocator:
@@ -28,62 +22,81 @@ class IOVAAllocator:
     """
 
     def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
-        self._ranges = [Range(*pair) for pair in ranges]
-        self._free = list(self._ranges)
+        self._ranges = _Ranges(ranges)
+        self._free = _Ranges(ranges)
 
     def allowed(self, first: int, last: int) -> bool:
         """Whether the addresses lie in a range that can be mapped, free or not."""
-        return _holder(self._ranges, first, last) is not None
+        return self._ranges.holder(first, last) is not None
 
     def is_free(self, first: int, last: int) -> bool:
         """Whether none of the addresses is in use."""
-        return _holder(self._free, first, last) is not None
+        return self._free.holder(first, last) is not None
 
-    def find(self, size: int, alignment: int, address_bits: int) -> int | None:
+    def find(
+        self, size: int, alignment: int, address_bits: int, tries: int | None = None
+    ) -> int | None:
         """A free address for ``size`` bytes below 2^``address_bits``; None where there is none.
+
+        :param tries: how many ranges that are large enough to look at, where a size may be free
+            but not aligned; all by default.
 
         Addresses that need more than 32 bits are preferred where the device takes them, so that
         the low ones are left for devices that do not.
         """
         limit = (1 << address_bits) - 1
         if address_bits > 32:
-            found = self._first_fit(size, alignment, FOUR_GIB, limit)
+            found = self._first_fit(size, alignment, FOUR_GIB, limit, tries)
             if found is not None:
                 return found
-        return self._first_fit(size, alignment, LOWEST, limit)
+        return self._first_fit(size, alignment, LOWEST, limit, tries)
 
-    def _first_fit(self, size: int, alignment: int, lowest: int, limit: int) -> int | None:
-        for free in self._free:
-            first = -(-max(free.first, lowest) // alignment) * alignment
-            if first + size - 1 <= min(free.last, limit):
+    def _first_fit(
+        self, size: int, alignment: int, lowest: int, limit: int, tries: int | None
+    ) -> int | None:
+        for low, high in islice(self._free.heavy(size, lowest), tries):
+            first = -(-max(low, lowest) // alignment) * alignment
+            if first + size - 1 <= min(high, limit):
                 return first
+            if low > limit:
+                return None
         return None
 
     def take(self, first: int, last: int) -> None:
         """Mark free addresses as used."""
-        position = _holder(self._free, first, last)
-        assert position is not None, "the caller checked that the addresses are free"
-        free = self._free[position]
-        rest = (Range(free.first, first - 1), Range(last + 1, free.last))
-        self._free[position : position + 1] = [part for part in rest if part.first <= part.last]
+        free = self._free.holder(first, last)
+        assert free is not None, "the caller checked that the addresses are free"
+        low, high = free
+        if low < first:
+            self._free.put(low, first - 1)
+        else:
+            self._free.pop(low)
+        if last < high:
+            self._free.put(last + 1, high)
 
     def give(self, first: int, last: int) -> None:
         """Mark used addresses as free, joined with their free neighbours of the same range."""
-        whole = self._ranges[_position(self._ranges, first)]
-        position = bisect_right(self._free, Range(first, last))
-        if position < len(self._free) and self._free[position].first == last + 1 <= whole.last:
-            last = self._free.pop(position).last
-        if position and whole.first <= self._free[position - 1].last == first - 1:
-            first = self._free.pop(position - 1).first
-        insort(self._free, Range(first, last))
+        whole = self._ranges.holder(first, last)
+        assert whole is not None, "the caller has taken the addresses"
+        behind = self._free.floor(last + 1)
+        if behind is not None and behind[0] == last + 1 <= whole[1]:
+            self._free.pop(last + 1)
+            last = behind[1]
+        before = self._free.floor(first)
+        if before is not None and whole[0] <= before[1] == first - 1:
+            first = before[0]
+        self._free.put(first, last)
 
 
-def _position(ranges: Sequence[Range], first: int) -> int:
-    return bisect_right(ranges, first, key=lambda held: held.first) - 1
+class _Ranges(SortedBlocks[int]):
+    """First address -> last address, both included, so that 2^64 - 1 can be held."""
 
+    def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
+        super().__init__(lambda first, last: last - first + 1)
+        for first, last in ranges:
+            self.put(first, last)
 
-def _holder(ranges: Sequence[Range], first: int, last: int) -> int | None:
-    position = _position(ranges, first)
-    if position < 0 or ranges[position].last < last:
-        return None
-    return position
+    def holder(self, first: int, last: int) -> tuple[int, int] | None:
+        """The range that all of some addresses are in."""
+        found = self.floor(first)
+        return found if found is not None and last <= found[1] else None

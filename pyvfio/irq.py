@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import threading
-import time
 from collections.abc import AsyncIterator, Generator, Iterator, Sequence
 from typing import Protocol, overload
 
 from pyvfio import eventfd
 from pyvfio.closing import Closing
-from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOTimeout
-from pyvfio.polling import milliseconds
+from pyvfio.errors import ConnectionLost, DeviceClosed, IRQError, VFIOError, operation_error
+from pyvfio.eventfd import FOREVER, NO_COUNT
+from pyvfio.irq_wait import Waiter
+from pyvfio.native._native import lib
+from pyvfio.polling import nanoseconds, seconds_at_most
 from pyvfio.uapi.vfio import PCIIRQ, IRQFlags, IRQSetFlags
 from pyvfio.vectors import IRQInfo
+
+_take_signals = lib.pyvfio_take
 
 
 class IRQOwner(Protocol):
@@ -43,109 +46,48 @@ class IRQOwner(Protocol):
         """A set was closed."""
 
 
-class IRQ:
+class IRQ(Waiter[int]):
     """One interrupt vector.
 
+    What is waited for, here and with ``await``, is how often it fired since it was last waited for.
+
     :ivar vector: its number within the index.
-    :ivar total: signals taken by :meth:`wait` and ``await`` so far.
+    :ivar total: signals that were waited for so far.
     """
 
     def __init__(self, owner: IRQOwner, name: str, vector: int) -> None:
+        fd = os.eventfd(0, os.EFD_CLOEXEC)
+        super().__init__(owner, f"wait for {name} vector {vector}", fd)
         self.vector = vector
         self.total = 0
-        self._owner = owner
-        self._op = f"wait for {name} vector {vector}"
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._users = 0
         self._wakes = 0
-        self._closed = False
-        self._futures: list[asyncio.Future[None]] = []
 
     def fileno(self) -> int:
-        """The eventfd; readable when the interrupt fired, and when the device is gone."""
+        """The eventfd; readable when the interrupt fired, and when the device is gone.
+
+        Look before you read: read(2) of it waits.
+        """
         if self._closed:
-            raise DeviceClosed("closed", op=self._op, uri=self._owner.uri)
+            raise self._closed_error()
         return self._fd
 
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the interrupt.
-
-        :param timeout: seconds; None waits for ever, 0 only looks.
-        :returns: how often it fired since it was last waited for, at least 1.
-        :raises VFIOTimeout: it did not fire.
-        :raises ConnectionLost: the device is gone; pending signals are not delivered.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._enter()
-        try:
-            poller = select.poll()
-            poller.register(self._fd, select.POLLIN)
-            while True:
-                count = self._take()
-                if count:
-                    return count
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise VFIOTimeout(
-                        f"no interrupt within {timeout} s", op=self._op, uri=self._owner.uri
-                    )
-                poller.poll(milliseconds(left))
-        finally:
-            self._leave()
-
-    def __await__(self) -> Generator[object, None, int]:
-        return self._wait_async().__await__()
-
-    async def __aiter__(self) -> AsyncIterator[int]:
-        """Yield the number of signals each time the interrupt fired, until the set is closed."""
-        while not self._closed:
-            try:
-                yield await self
-            except DeviceClosed:
-                return
-
-    async def _wait_async(self) -> int:
-        loop = asyncio.get_running_loop()
-        if self._futures and self._futures[0].get_loop() is not loop:
-            raise RuntimeError(f"{self._op}: another event loop waits for it already")
-        self._enter()
-        try:
-            while True:
-                count = self._take()
-                if count:
-                    return count
-                future: asyncio.Future[None] = loop.create_future()
-                self._futures.append(future)
-                # One reader serves all tasks that wait; whoever is too late finds 0 and waits on.
-                loop.add_reader(self._fd, self._wake_futures)
-                try:
-                    await future
-                finally:
-                    self._futures.remove(future)
-                    if not self._futures:
-                        loop.remove_reader(self._fd)
-        finally:
-            self._leave()
-
-    def _wake_futures(self) -> None:
-        for future in self._futures:
-            if not future.done():
-                future.set_result(None)
-
-    def _take(self) -> int:
-        self._check()
-        count = eventfd.take(self._fd)
-        # Closing and loss signal as well, after they have become known.
-        self._check()
+    def _take(self, seconds: float | None) -> int:
+        # eventfd.take() itself would be felt: who wakes up has nothing in the processor's caches.
+        count = _take_signals(self._fd, FOREVER if seconds is None else nanoseconds(seconds))
+        if self._wakes or count == NO_COUNT:
+            self._look_why(count)
         self.total += count
         return count
 
-    def _check(self) -> None:
-        if self._closed:
-            raise DeviceClosed("closed", op=self._op, uri=self._owner.uri)
-        self._owner.check_present(self._op)
+    def _look_why(self, count: int) -> None:
+        if count == NO_COUNT:
+            raise eventfd.error()
+        try:
+            self._check()
+        except VFIOError:
+            self.wake()  # the signal is for all who wait, and was taken
+            raise
 
     def drain(self) -> int:
         """Drop signals that nobody has waited for; returns how many there were."""
@@ -159,27 +101,68 @@ class IRQ:
             return  # a child of a fork: the parent would take it for an interrupt
         with self._lock:
             if self._fd >= 0:
+                self._wakes += 1  # before it is seen that somebody woke
                 eventfd.signal(self._fd)
-                self._wakes += 1
 
     def close(self) -> None:
         """Wake everybody who waits; the last of them closes the descriptor."""
         self._closed = True
         self.wake()
-        self._leave(0)
+        super().close()
 
-    def _enter(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise DeviceClosed("closed", op=self._op, uri=self._owner.uri)
-            self._users += 1
+    def hold(self) -> int:
+        """Keep the descriptor, which is returned, until :meth:`let_go`."""
+        self._enter()
+        return self._fd
 
-    def _leave(self, users: int = 1) -> None:
-        with self._lock:
-            self._users -= users
-            if self._closed and not self._users and self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+    def let_go(self) -> None:
+        """End a :meth:`hold`."""
+        self._leave()
+
+    def _release(self) -> None:
+        os.close(self._fd)
+
+
+class AnyIRQ(Waiter[list[int]]):
+    """Any vector of a set, through one epoll instance; what is waited for is the list of vectors.
+
+    It holds the vectors' descriptors, so that a loss or :meth:`IRQ.close` wakes who waits here.
+    """
+
+    def __init__(self, owner: IRQOwner, irqs: Sequence[IRQ], name: str) -> None:
+        self._epoll = select.epoll()
+        super().__init__(owner, f"wait for {name} vectors", self._epoll.fileno())
+        self._irqs: dict[int, IRQ] = {}
+        try:
+            for irq in irqs:
+                fd = irq.hold()
+                self._irqs[fd] = irq
+                self._epoll.register(fd, select.EPOLLIN)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, seconds: float | None) -> list[int]:
+        ready = self._epoll.poll(seconds_at_most(seconds), len(self._irqs))
+        self._check()
+        counts = [(self._irqs[fd], eventfd.take(fd)) for fd, _ in ready]
+        try:
+            self._check()
+        except VFIOError:
+            for irq, _ in counts:
+                irq.wake()  # others who wait for it have to know
+            raise
+        fired = []
+        for irq, count in counts:
+            if count:
+                irq.total += count
+                fired.append(irq.vector)
+        return sorted(fired)
+
+    def _release(self) -> None:
+        self._epoll.close()
+        for irq in self._irqs.values():
+            irq.let_go()
 
 
 class IRQSet(Closing):
@@ -194,10 +177,13 @@ class IRQSet(Closing):
         self._owner = owner
         self._open = True
         self._irqs: list[IRQ] = []
-        name = PCIIRQ(info.index).name if info.index < len(PCIIRQ) else f"irq {info.index}"
+        self._any: AnyIRQ | None = None
+        self._lock = threading.Lock()
+        known = info.index < len(PCIIRQ)
+        self._name = PCIIRQ(info.index).name if known else f"irq {info.index}"
         try:
             for vector in range(count):
-                self._irqs.append(IRQ(owner, name, vector))
+                self._irqs.append(IRQ(owner, self._name, vector))
         except OSError:
             self.release()
             raise
@@ -217,6 +203,38 @@ class IRQSet(Closing):
     def __getitem__(self, position: int | slice) -> IRQ | list[IRQ]:
         return self._irqs[position]
 
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """Wait for any of the vectors, which costs the same however many there are.
+
+        :param timeout: seconds; None waits for ever, 0 only looks.
+        :returns: the vectors that fired since they were last waited for, in ascending order;
+            :attr:`IRQ.total` of each counts how often.
+        :raises VFIOTimeout: none did.
+        :raises ConnectionLost: the device is gone; pending signals are not delivered.
+        """
+        return self._any_irq().wait(timeout)
+
+    def __await__(self) -> Generator[object, None, list[int]]:
+        return self._any_irq().__await__()
+
+    def __aiter__(self) -> AsyncIterator[list[int]]:
+        return self._any_irq().__aiter__()
+
+    def _any_irq(self) -> AnyIRQ:
+        with self._lock:
+            if not self._open:
+                raise self._closed_error()
+            if self._any is None:
+                try:
+                    self._any = AnyIRQ(self._owner, self._irqs, self._name)
+                except OSError as error:
+                    op = f"wait for {self._name} vectors"
+                    raise operation_error(error, IRQError, op=op, uri=self._owner.uri) from error
+            return self._any
+
+    def _closed_error(self) -> DeviceClosed:
+        return DeviceClosed("closed", op=f"irq {self.index}", uri=self._owner.uri)
+
     def filenos(self) -> list[int]:
         """The eventfds, in order of the vectors."""
         return [irq.fileno() for irq in self._irqs]
@@ -235,7 +253,7 @@ class IRQSet(Closing):
 
     def _act(self, action: IRQSetFlags, vector: int) -> None:
         if not self._open:
-            raise DeviceClosed("closed", op=f"irq {self.index}", uri=self._owner.uri)
+            raise self._closed_error()
         if not 0 <= vector < len(self._irqs):
             raise IndexError(f"vector {vector} of {len(self._irqs)}")
         self._owner.set_irqs(self.index, action, vector, 1)
@@ -272,7 +290,10 @@ class IRQSet(Closing):
 
     def release(self) -> None:
         """Close the eventfds without a word to the device."""
-        self._open = False
+        with self._lock:
+            self._open = False
+        if self._any is not None:
+            self._any.close()  # first: what wakes it must not be taken for interrupts
         for irq in self._irqs:
             irq.close()
         self._owner.forget_irqs(self)

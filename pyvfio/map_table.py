@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pyvfio.iova import IOVAAllocator
+from pyvfio.sorted_blocks import SortedBlocks
 from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.vectors import DMASource
 
@@ -33,9 +33,38 @@ class MapEntry:
         """Whether a device may write to it."""
         return bool(self.flags & DMAMapFlags.WRITE)
 
-    def overlaps(self, other: MapEntry) -> bool:
-        """Whether it shares an address with another."""
-        return self.iova <= other.last and other.iova <= self.last
+
+class SortedMaps:
+    """Maps of which none overlap, by ascending address."""
+
+    def __init__(self, maps: Iterable[MapEntry] = ()) -> None:
+        self._maps = SortedBlocks[MapEntry]()
+        for entry in maps:
+            self.insert(entry)
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __iter__(self) -> Iterator[MapEntry]:
+        return iter(self._maps)
+
+    def at(self, iova: int) -> MapEntry | None:
+        """The map that begins at an address."""
+        found = self._maps.floor(iova)
+        return found[1] if found is not None and found[0] == iova else None
+
+    def overlapping(self, iova: int, last: int) -> MapEntry | None:
+        """The last map that shares an address with a range."""
+        found = self._maps.floor(last)
+        return found[1] if found is not None and iova <= found[1].last else None
+
+    def insert(self, mapping: MapEntry) -> None:
+        """Add a map whose addresses no other has."""
+        self._maps.put(mapping.iova, mapping)
+
+    def remove(self, iova: int) -> None:
+        """Take out the map that begins at an address."""
+        self._maps.pop(iova)
 
 
 class MapTable:
@@ -49,7 +78,7 @@ class MapTable:
 
     def __init__(self, ranges: Sequence[tuple[int, int]]) -> None:
         self.lock = threading.Lock()
-        self._maps: list[MapEntry] = []
+        self._maps = SortedMaps()
         self._ranges = ranges
         self._free = IOVAAllocator(ranges)
 
@@ -63,17 +92,11 @@ class MapTable:
 
     def holder(self, iova: int) -> MapEntry | None:
         """The map that holds an address."""
-        position = bisect_right(self._maps, iova, key=_start) - 1
-        if position < 0 or self._maps[position].last < iova:
-            return None
-        return self._maps[position]
+        return self._maps.overlapping(iova, iova)
 
     def overlapping(self, iova: int, last: int) -> MapEntry | None:
         """A map that shares an address with a range."""
-        position = bisect_right(self._maps, last, key=_start) - 1
-        if position < 0 or self._maps[position].last < iova:
-            return None
-        return self._maps[position]
+        return self._maps.overlapping(iova, last)
 
     def allowed(self, iova: int, last: int) -> bool:
         """Whether addresses can be mapped at all."""
@@ -83,15 +106,16 @@ class MapTable:
         """Whether addresses are neither mapped nor taken out without being free again."""
         return self._free.is_free(iova, last)
 
-    def find(self, size: int, alignment: int, address_bits: int) -> int | None:
-        """A free address for ``size`` bytes; None where there is none."""
-        return self._free.find(size, alignment, address_bits)
+    def find(
+        self, size: int, alignment: int, address_bits: int, tries: int | None = None
+    ) -> int | None:
+        """A free address for ``size`` bytes; see :meth:`IOVAAllocator.find`."""
+        return self._free.find(size, alignment, address_bits, tries)
 
     def insert(self, mapping: MapEntry) -> None:
         """Add a map whose addresses are free."""
         with self.lock:
-            position = bisect_right(self._maps, mapping.iova, key=_start)
-            self._maps.insert(position, mapping)
+            self._maps.insert(mapping)
         self._free.take(mapping.iova, mapping.last)
 
     def remove(self, mapping: MapEntry, reuse: bool = True) -> None:
@@ -100,23 +124,23 @@ class MapTable:
         :param reuse: whether its addresses are free again.
         """
         with self.lock:
-            del self._maps[bisect_right(self._maps, mapping.iova, key=_start) - 1]
+            self._maps.remove(mapping.iova)
         if reuse:
             self._free.give(mapping.iova, mapping.last)
 
-    def change_to(self, maps: Mapping[int, MapEntry], doubtful: Sequence[MapEntry]) -> None:
+    def change_to(self, maps: SortedMaps, doubtful: Iterable[MapEntry]) -> None:
         """Have the table hold other maps.
 
-        :param maps: address -> map.
+        :param maps: what it shall hold.
         :param doubtful: maps whose addresses are not free again, unless one of ``maps`` has them.
         """
-        before = {entry.iova: entry for entry in self._maps}
-        for entry in before.values():
-            if maps.get(entry.iova) is not entry:
-                doubted = entry in doubtful and not _any_overlaps(maps.values(), entry)
-                self.remove(entry, reuse=not doubted)
-        for entry in maps.values():
-            if before.get(entry.iova) is not entry:
+        doubted = {id(entry) for entry in doubtful}
+        for entry in self.all():
+            if maps.at(entry.iova) is not entry:
+                replaced = maps.overlapping(entry.iova, entry.last) is not None
+                self.remove(entry, reuse=replaced or id(entry) not in doubted)
+        for entry in maps:
+            if self._maps.at(entry.iova) is not entry:
                 self.insert(entry)
 
     def renew(self) -> None:
@@ -128,12 +152,4 @@ class MapTable:
     def clear(self) -> None:
         """Forget every map, at the end."""
         with self.lock:
-            self._maps.clear()
-
-
-def _any_overlaps(entries: Iterable[MapEntry], other: MapEntry) -> bool:
-    return any(entry.overlaps(other) for entry in entries)
-
-
-def _start(mapping: MapEntry) -> int:
-    return mapping.iova
+            self._maps = SortedMaps()

@@ -82,7 +82,9 @@ class StateControl:
         """Bring the device into another state; returns when it is there.
 
         Where that fails it is put back as QEMU's ``vfio_migration_set_state`` does: into
-        ``recover``, and where that fails as well, or is ERROR, by a reset.
+        ``recover``, and where that fails as well, or is ERROR, by a reset.  An exception of a
+        signal handler's is no failure of the device: one that runs by then, as it was to, is left
+        running, and only half a load is worth a reset.
 
         :param recover: where to go back; by default where it comes from, or ERROR if data were
             transferred there.
@@ -113,7 +115,9 @@ class StateControl:
         except VFIOError:
             raise
         except BaseException:  # a signal handler's: it may be there by now
-            self._recover(recover, reset)
+            runs = state is DeviceState.RUNNING and self.known_state() is state
+            if not runs:
+                self._recover(recover, reset and before is DeviceState.RESUMING)
             raise
 
     def _check_way(self, before: DeviceState, state: DeviceState, op: str) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import errno
 import io
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from pyvfio.errors import DeviceClosed, MigrationError, VFIOError
 from pyvfio.migration_control import StateControl
 from pyvfio.uapi.vfio import DeviceState
 from pyvfio.vectors import DeviceIO, PrecopyInfo
+
+_Answer = TypeVar("_Answer")
 
 READ_SIZE = 1 << 20
 """Bytes that are asked for at a time where nobody says how many."""
@@ -23,6 +26,10 @@ READ_SIZE = 1 << 20
 
 class MigrationStream(io.RawIOBase):
     """What saving and loading have in common.
+
+    A read or write that fails, is not answered in time or is left by an exception of a signal
+    handler's ends the transfer: whether it moved a piece is not known, and another would leave one
+    out or double it.  All that can be done then is to abort.
 
     :param control: the device's state.
     :param device_io: what carries the data.
@@ -33,6 +40,7 @@ class MigrationStream(io.RawIOBase):
         self._control = control
         self._io = device_io
         self._transferred = 0
+        self._broken = False
 
     def tell(self) -> int:
         """Bytes that were transferred."""
@@ -41,6 +49,10 @@ class MigrationStream(io.RawIOBase):
     def abort(self) -> None:
         """Give up: the device is put right, and the stream closed.  Nothing where it is closed."""
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Close the stream without a word to the device, which is left as it is."""
+        self._end()
 
     def close(self) -> None:
         """End the transfer, see the class.  May be repeated."""
@@ -69,6 +81,19 @@ class MigrationStream(io.RawIOBase):
 
     def _end(self) -> None:
         super().close()
+
+    def _move(self, op: str, question: Callable[[], _Answer]) -> _Answer:
+        """Read or write once; the stream is broken until that has been answered."""
+        self._check_whole(op)
+        self._broken = True
+        answer = self._control.transfer(op, question)
+        self._broken = False
+        return answer
+
+    def _check_whole(self, op: str) -> None:
+        if self._broken:
+            state = self._control.known_state()
+            raise self._failed("an earlier read or write has failed", state, op, errno.EIO)
 
     def _failed(self, reason: str, state: DeviceState | None, op: str, number: int) -> Exception:
         return MigrationError(reason, state=state, op=op, uri=self._control.uri, errno=number)
@@ -123,7 +148,8 @@ class SaveStream(MigrationStream):
         """The next bytes of the stream.
 
         :returns: how many; None in pre-copy where there are none now; 0 at the end.
-        :raises MigrationError: the device failed.
+        :raises MigrationError: the device failed, or a read has before.
+        :raises VFIOTimeout: it did not answer; the save is to be aborted.
         :raises ConnectionLost: it is gone, and the save with it.
         """
         self._checkClosed()
@@ -131,7 +157,7 @@ class SaveStream(MigrationStream):
         if self._complete or not view:
             return 0
         op = "read migration data"
-        got = self._control.transfer(op, lambda: self._io.migration_read(view))
+        got = self._move(op, lambda: self._io.migration_read(view))
         if got:
             self._transferred += got
             return got
@@ -187,11 +213,13 @@ class SaveStream(MigrationStream):
     def abort(self) -> None:
         """Give up: the device goes on as before.  Nothing where the stream is closed.
 
+        One that does not go on is left in STOP if it can be, and never reset: it is whole.
+
         :raises MigrationError: it does not; says what it was left in.
         """
         if not self.closed:
             try:
-                self._control.change(self._back, recover=DeviceState.ERROR)
+                self._control.change(self._back, recover=DeviceState.STOP, reset=False)
             except DeviceClosed:
                 pass  # and nothing is left to be put right
             finally:
@@ -237,7 +265,8 @@ class LoadStream(MigrationStream):
         """Give the device the next bytes, all of them.
 
         :returns: how many.
-        :raises MigrationError: it refused; it is to be aborted.
+        :raises MigrationError: it refused, or a write has failed before; it is to be aborted.
+        :raises VFIOTimeout: it did not answer; the load is to be aborted.
         :raises ConnectionLost: it is gone.
         """
         self._checkClosed()
@@ -245,7 +274,7 @@ class LoadStream(MigrationStream):
         done = 0
         while done < len(view):
             write = partial(self._io.migration_write, view[done:])
-            taken = self._control.transfer("write migration data", write)
+            taken = self._move("write migration data", write)
             done += taken
             self._transferred += taken
         return done
@@ -269,23 +298,25 @@ class LoadStream(MigrationStream):
         who puts another device right first.  One that does not can be reset by it still, until the
         stream is closed.
 
-        :raises MigrationError: the device refused what it was given.
+        :raises MigrationError: the device refused what it was given, or a write has failed.
         """
         self._checkClosed()
+        self._check_whole("end of a load")
         self._control.change(DeviceState.STOP, recover=DeviceState.ERROR, reset=False)
         self._finished = True
-
-    def release(self) -> None:
-        """Close the stream without a word to the device, which has half a state, or all of it."""
-        self._end()
 
     def close(self) -> None:
         """End the load: the device checks it, and is in STOP then.  May be repeated.
 
-        :raises MigrationError: the device refused what it was given, and was reset.
+        :raises MigrationError: the device refused what it was given, or a write has failed, and it
+            was reset.
         """
         if self._finished:
             self._end()
+        if self._broken and not self.closed:
+            self.abort()
+            reason = "a write has failed, and the device was reset"
+            raise self._failed(reason, DeviceState.RUNNING, "end of a load", errno.EIO)
         if not self.closed:
             try:
                 self._control.change(DeviceState.STOP, recover=DeviceState.ERROR)

@@ -7,226 +7,96 @@ in C; elsewhere it is one read or write through the device's vector.
 
 from __future__ import annotations
 
-import errno
-import logging
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy.typing as npt
 
-from pyvfio.errors import (
-    DeviceClosed,
-    RegionError,
-    UnsupportedError,
-    operation_error,
-)
+from pyvfio import program
+from pyvfio.device_memory import DeviceMemory
+from pyvfio.errors import RegionError, operation_error
 from pyvfio.io_eventfd import IOEventFD
-from pyvfio.memory import PAGE_SIZE, ByteArray, View
-from pyvfio.native import mmio
+from pyvfio.memory import ByteArray
+from pyvfio.native import mmio, window
+from pyvfio.program_run import Run
+from pyvfio.region_access import RegionAccess, no_such
 from pyvfio.uapi.layout import Buffer
-from pyvfio.uapi.vfio import RegionFlags
-from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo
 
-log = logging.getLogger(__name__)
+_Method = TypeVar("_Method")
 
 
-class _MappedArea:
-    """A part of the region that is mapped into this process."""
+def _reading(width: int) -> Callable[[Region, int], int]:
+    """The method for reads of ``width`` bytes: one call of C where the offset is mapped."""
+    load, largest = window.LOAD[width], mmio.ALL_ONES[width]
 
-    def __init__(self, area: MmapArea, view: View) -> None:
-        self.start = area.offset
-        self.end = area.offset + area.size
-        self.view = view
-        # Held while a thread uses the area, even if another closes the region meanwhile.
-        self.memory = view.memory
-        self.address = self.memory.address
+    def read(self: Region, offset: int) -> int:
+        try:
+            value = load(self._window, offset)
+        except OverflowError:
+            value = window.MISSED
+        return value if value <= largest else self._read_otherwise(offset, width, value)
 
-    def holds(self, offset: int, size: int) -> bool:
-        return self.start <= offset and offset + size <= self.end
-
-
-class DeviceMemory:
-    """Mapped bytes of a device's region as a DMA source, for another device (peer to peer).
-
-    Byte 0 is that of the descriptor, so that address and descriptor agree: the bytes start at
-    ``start``.  They stay mapped in this process as long as this object lives, even where the
-    region is closed.
-
-    :param region: the region; made by its :meth:`Region.device_memory`.
-    :param view: the mapping that holds the bytes.
-    :param address: where their first byte is in this process.
-    :ivar start: offset of the first byte in the descriptor.
-    """
-
-    def __init__(self, region: Region, view: View, offset: int, address: int) -> None:
-        self.start = region.info.fd_offset + offset
-        self._mapping = view.memory
-        self._first = address
-        self._region = region
-        self._info = region.info
-
-    @property
-    def current(self) -> bool:
-        """Whether it is what the region maps now; not once the device is reached again."""
-        return not self._region.closed and self._region.info is self._info
-
-    @property
-    def address(self) -> int:
-        """Virtual address that the descriptor's byte 0 would have."""
-        return self._first - self.start
-
-    @property
-    def fd(self) -> int:
-        """The device's descriptor.
-
-        :raises DeviceClosed: the device is closed, or was reached again since.
-        """
-        fd = self._info.fd
-        if fd is None or not self.current:
-            raise DeviceClosed("closed, or reached again", op=f"memory of {self._region.name}")
-        return fd
+    read.__doc__ = f"One {8 * width}-bit read, little-endian; raises as :meth:`read`."
+    return read
 
 
-class Posting:
-    """Whether the regions of one device post their writes: until one of them is mapped.
+def _writing(width: int) -> Callable[[Region, int, int], None]:
+    """The method for writes of ``width`` bytes; see :func:`_reading`."""
+    store = window.STORE[width]
 
-    A store to mapped memory does not wait for messages that are under way, so it would overtake
-    them (QEMU's vfio-user client: no posting with a region that can be mapped).
+    def write(self: Region, offset: int, value: int) -> None:
+        try:
+            failure = store(self._window, offset, value)
+        except OverflowError:
+            failure = window.MISSED
+        if failure:
+            self._write_otherwise(offset, width, value, failure)
 
-    :param flush: waits until what was posted is done.
-    :param default: whether memory BARs post where nobody says otherwise.
-    """
-
-    def __init__(self, flush: Callable[[], None], default: bool = False) -> None:
-        self.default = default
-        self.over = False
-        self._flush = flush
-        self._flushed = False
-        self._lock = threading.RLock()
-
-    def end(self) -> None:
-        """A region is mapped: post no more, and wait for what was posted.
-
-        :raises VFIOError: it is not known to be done; to be called again.
-        """
-        with self._lock:  # nobody stores to memory while another still waits
-            self.over = True
-            if not self._flushed:
-                self._flush()
-                self._flushed = True
+    write.__doc__ = f"One {8 * width}-bit write, little-endian; raises as :meth:`write`."
+    return write
 
 
-class Region:
+class Region(RegionAccess):
     """A region of a device; PCI BARs, ROM and configuration space are regions.
 
     :param device_io: the vector that reaches it.
     :param info: what the device says of it.
     :param uri: the device, for errors.
     :param posting: whether the device's regions post their writes; shared by all of them.
+    :param check_present: raises where the device is gone, given what is asked of it.
     """
-
-    def __init__(
-        self, device_io: DeviceIO, info: RegionInfo, uri: str, posting: Posting | None = None
-    ) -> None:
-        self.info = info
-        self._posting = posting or Posting(device_io.flush)
-        self._posted: bool | None = None
-        self._device_io = device_io
-        self._uri = uri
-        self._readable = bool(info.flags & RegionFlags.READ)
-        self._writable = bool(info.flags & RegionFlags.WRITE)
-        self._areas: list[_MappedArea] | None = None
-        self._io_eventfds: tuple[IOEventFD, ...] | None = None
-        self._closed = False
-
-    @property
-    def name(self) -> str:
-        """How errors call the region."""
-        return f"region {self.info.index}"
-
-    @property
-    def postable(self) -> bool:
-        """Whether writes may be posted at all; only those to a memory BAR may."""
-        return False
-
-    @property
-    def posted(self) -> bool:
-        """Whether writes that are not mapped are posted: sent without waiting for an answer.
-
-        Their order is kept, also with all that follows; an error of the device is never seen.
-        ``VFIOBase.flush`` waits until they are done.  Set it to choose for this region; nothing is
-        posted to configuration space or I/O ports, nor once a region of the device is mapped, nor
-        by the kernel's backend.
-        """
-        wanted = self._posting.default if self._posted is None else self._posted
-        return wanted and self.postable and not self._posting.over
-
-    @posted.setter
-    def posted(self, wanted: bool) -> None:
-        self._posted = wanted
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return self.info.size
-
-    @property
-    def mappable(self) -> tuple[MmapArea, ...]:
-        """The areas that can be mapped; the rest is reached by reads and writes."""
-        return self.info.areas
 
     # One access of one width
 
-    def read8(self, offset: int) -> int:
-        """One 8-bit read."""
-        return self.read(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        """One 16-bit read, little-endian."""
-        return self.read(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        """One 32-bit read, little-endian."""
-        return self.read(offset, 4)
+    read8, read16, read32 = _reading(1), _reading(2), _reading(4)
+    write8, write16, write32, write64 = _writing(1), _writing(2), _writing(4), _writing(8)
 
     def read64(self, offset: int) -> int:
-        """One 64-bit read, little-endian."""
-        return self.read(offset, 8)
-
-    def write8(self, offset: int, value: int) -> None:
-        """One 8-bit write."""
-        self.write(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        """One 16-bit write, little-endian."""
-        self.write(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        """One 32-bit write, little-endian."""
-        self.write(offset, 4, value)
-
-    def write64(self, offset: int, value: int) -> None:
-        """One 64-bit write, little-endian."""
-        self.write(offset, 8, value)
+        """One 64-bit read, little-endian; raises as :meth:`read`."""
+        try:
+            loaded = window.load64(self._window, offset)
+        except OverflowError:
+            return self._read_otherwise(offset, 8, window.MISSED)
+        if loaded.failure:
+            return self._read_otherwise(offset, 8, loaded.failure)
+        return cast(int, loaded.value)
 
     def read(self, offset: int, width: int) -> int:
         """One read of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
 
         :raises RegionError: outside of the region, not aligned, or the device did not answer it.
         """
-        self._check_register("read", offset, width)
-        area = self._area(offset, width)
-        if area is None:
-            data = self._read_trapped(offset, width)
-            if len(data) != width:
-                raise self._short("read", offset, width, len(data))
-            return int.from_bytes(data, "little")
-        value = mmio.READ[width](area.address + offset - area.start)
-        if value == mmio.ALL_ONES[width] and mmio.faulted():
-            raise self._fault("read", offset)
-        return value
+        return _of_width(_READ, width)(self, offset)
+
+    def _read_otherwise(self, offset: int, width: int, failure: int) -> int:
+        """What is not mapped, or not yet; or why it cannot be read."""
+        if failure == window.FAULTED:
+            raise self.fault("read", offset)
+        self.check_register("read", offset, width)
+        if self._area(offset, width) is not None:  # by now
+            return self.read(offset, width)
+        return self._read_register(offset, width)
 
     def write(self, offset: int, width: int, value: int) -> None:
         """One write of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
@@ -234,63 +104,210 @@ class Region:
         :raises RegionError: outside of the region, not aligned, or the device refused it.
         :raises ValueError: the value does not fit.
         """
-        self._check_register("write", offset, width)
-        if not 0 <= value <= mmio.ALL_ONES[width]:
-            raise ValueError(f"{value:#x} does not fit into {8 * width} bits")
-        area = self._area(offset, width)
-        if area is None:
-            self._write_trapped(offset, value.to_bytes(width, "little"))
+        _of_width(_WRITE, width)(self, offset, value)
+
+    def _write_otherwise(self, offset: int, width: int, value: int, failure: int) -> None:
+        if failure == window.FAULTED:
+            raise self.fault("write", offset)
+        self.check_register("write", offset, width)
+        value = _fitting(value, width)
+        if self._area(offset, width) is not None:
+            self.write(offset, width, value)
+        else:
+            self._write_register(offset, width, value)
+
+    def write_many(self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int = 4) -> None:
+        """Write many registers in order, each in one access of ``width`` bytes.
+
+        By messages they go together, several in flight or posted.  So where one is refused, those
+        behind it may have been made or not.
+
+        :param offsets: multiples of ``width``; one number writes all values to one register.
+        :param values: as many integers; one number is written everywhere.
+        :raises RegionError: outside of the region, not aligned: nothing was written; or the device
+            refused some, of which this is the first.
+        :raises ValueError: a value does not fit, or there are not as many of them.
+        """
+        places, numbers = self._check_many(offsets, values, width)
+        if self._mapped():
+            Run(self, program.writes(places, numbers, width), numbered=False).to_the_end()
             return
-        if mmio.WRITE[width](area.address + offset - area.start, value):
-            raise self._fault("write", offset)
+        posted = self.posted
+        failures = self._device_io.registers_write(self.info.index, places, width, numbers, posted)
+        if failures:
+            position, error = failures[0]
+            raise self._access_error("write", int(places[position]), width, error) from error
+
+    # 64 bits for devices that take 32 at a time
+
+    def read64_lo_hi(self, offset: int) -> int:
+        """Read 64 bits as two times 32, the low half first; raises as :meth:`read`.
+
+        :param offset: a multiple of 4.
+        """
+        return self._read_halves(offset, high_first=False)
+
+    def read64_hi_lo(self, offset: int) -> int:
+        """Read 64 bits as two times 32, the high half first; see :meth:`read64_lo_hi`."""
+        return self._read_halves(offset, high_first=True)
+
+    def write64_lo_hi(self, offset: int, value: int) -> None:
+        """Write 64 bits as two times 32, the low half first; raises as :meth:`write`.
+
+        :param offset: a multiple of 4.
+        """
+        self._write_halves(offset, value, high_first=False)
+
+    def write64_hi_lo(self, offset: int, value: int) -> None:
+        """Write 64 bits as two times 32, the high half first; see :meth:`write64_lo_hi`."""
+        self._write_halves(offset, value, high_first=True)
+
+    def _read_halves(self, offset: int, high_first: bool) -> int:
+        self.check_register("read", offset, 8, halves=True)
+        loaded = window.load64_halves(self._window, offset, high_first)
+        if not loaded.failure:
+            return cast(int, loaded.value)
+        if loaded.failure == window.FAULTED:
+            raise self.fault("read", offset)
+        halves = {at: self.read32(offset + at) for at in _order(high_first)}
+        return halves[4] << 32 | halves[0]
+
+    def _write_halves(self, offset: int, value: int, high_first: bool) -> None:
+        self.check_register("write", offset, 8, halves=True)
+        value = _fitting(value, 8)
+        failure = window.store64_halves(self._window, offset, value, high_first)
+        if failure == window.FAULTED:
+            raise self.fault("write", offset)
+        if failure:
+            for at in _order(high_first):
+                self.write32(offset + at, value >> 8 * at & mmio.ALL_ONES[4])
+
+    # Order of memory and device
+
+    def barrier(self) -> None:
+        """Keep what follows, in memory and on devices, behind all that precedes (mb()).
+
+        Each access of this class comes after all stores before it, and before all loads behind it,
+        in memory as well: a doorbell is rung after its descriptor was written.  What is left for
+        barriers: a read of the device after a *store* to memory, and, on memory that is
+        write-combining or not x86, accesses of the device among each other.  On a region that is
+        not mapped they order memory alone: messages keep their order, and ``VFIOBase.flush`` waits
+        for posted writes.
+        """
+        mmio.full_barrier()
+
+    def read_barrier(self) -> None:
+        """Keep the loads that follow behind those that precede (rmb())."""
+        mmio.read_barrier()
+
+    def write_barrier(self) -> None:
+        """Keep the stores that follow behind those that precede (wmb())."""
+        mmio.write_barrier()
+
+    # Many at once, and waiting
+
+    def run(self, steps: program.Steps) -> None:
+        """Carry out a register program; see :mod:`pyvfio.program`.
+
+        :param steps: an array of :data:`~pyvfio.program.STEP`; its results are stored in it.
+        :raises ValueError: it is no such array, or a step makes no sense; nothing was done.
+        :raises RegionError: of a step, whose number is in ``step``.  Nothing was done where the
+            step could never have been, else those before it were.
+        :raises VFIOTimeout: a register did not have its value in time.
+        :raises ConnectionLost: the device went away while it was waited for.
+        """
+        Run(self, steps).to_the_end()
+
+    def poll(
+        self,
+        offset: int,
+        width: int,
+        wanted: int,
+        *,
+        mask: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Read a register until those of its bits that are in ``mask`` are ``wanted``.
+
+        Without a pause for some microseconds, then with growing ones, of up to a millisecond.
+
+        :param mask: all bits by default.
+        :param timeout: seconds; None waits for ever, 0 only looks.
+        :returns: the value that was read last, all of it.
+        :raises VFIOTimeout: they never were.
+        :raises RegionError: as :meth:`read`.
+        :raises ConnectionLost: the device went away.
+        """
+        steps = program.program(
+            program.poll(offset, wanted, mask=mask, timeout=timeout, width=width)
+        )
+        Run(self, steps, numbered=False).to_the_end()
+        return int(steps["result"][0])
 
     # Bulk
 
-    def read_bytes(self, offset: int, size: int) -> bytes:
-        """Read ``size`` bytes; the widths of the accesses are the transport's choice."""
-        self._check_range("read", offset, size)
-        area = self._area(offset, size) if size else None
-        if area is not None:
-            copied = mmio.copy_out(area.address + offset - area.start, size)
-            if copied is None:
-                raise self._fault("read", offset)
-            return bytes(copied)
-        data = self._read_trapped(offset, size) if size else b""
-        if len(data) != size:
-            raise self._short("read", offset, size, len(data))
-        return bytes(data)
+    def read_bytes(self, offset: int, size: int, *, width: int | None = None) -> bytes:
+        """Read ``size`` bytes.
 
-    def read_into(self, offset: int, buffer: Buffer | npt.NDArray[Any]) -> None:
+        :param width: bytes of each access (1, 2, 4, 8), of which ``offset`` and ``size`` are
+            multiples; they are made one by one, in ascending order.  By default the transport
+            chooses: one transfer, or 64 bits at a time where it is mapped.
+        """
+        self._check_block("read", offset, size, width)
+        if not size:
+            return b""
+        if width is None and self._area(offset, size) is None:
+            data = self._read_trapped(offset, size)
+            if len(data) != size:
+                raise self._short("read", offset, size, len(data))
+            return bytes(data)
+        copied = bytearray(size)
+        self._read_block(offset, memoryview(copied), width)
+        return bytes(copied)
+
+    def read_into(
+        self, offset: int, buffer: Buffer | npt.NDArray[Any], *, width: int | None = None
+    ) -> None:
         """Fill ``buffer``, which is contiguous and can be written, from ``offset`` on.
 
-        The widths of the accesses are the transport's choice; what ``buffer`` holds after an error
-        is not defined.
+        What ``buffer`` holds after an error is not defined.
+
+        :param width: as of :meth:`read_bytes`.
         """
         target = memoryview(cast(Buffer, buffer)).cast("B")
         if target.readonly:
             raise ValueError("the buffer cannot be written")
-        self._check_range("read", offset, len(target))
-        if not len(target):
-            return
-        area = self._area(offset, len(target))
-        if area is None:
-            self._read_trapped_into(offset, target)
-            return
-        if not mmio.copy_into(target, area.address + offset - area.start):
-            raise self._fault("read", offset)
+        self._check_block("read", offset, len(target), width)
+        self._read_block(offset, target, width)
 
-    def write_bytes(self, offset: int, data: Buffer) -> None:
-        """Write the bytes of ``data``; the widths of the accesses are the transport's choice."""
-        data = memoryview(data).cast("B")
-        self._check_range("write", offset, len(data))
+    def write_bytes(self, offset: int, data: Buffer, *, width: int | None = None) -> None:
+        """Write the bytes of ``data``.
+
+        :param width: as of :meth:`read_bytes`.
+        """
+        source = memoryview(data).cast("B")
+        self._check_block("write", offset, len(source), width)
+        if not self._moves_mapped("write", offset, source, width):
+            for at, part in _parts(source, width):
+                self._write_trapped(offset + at, part)
+
+    def _moves_mapped(self, verb: str, offset: int, data: memoryview, width: int | None) -> bool:
+        """Copy from or to mapped memory; False where it is not mapped in one piece."""
         if not len(data):
-            return
-        area = self._area(offset, len(data))
-        if area is None:
-            self._write_trapped(offset, data)
-            return
-        if not mmio.copy_in(area.address + offset - area.start, data):
-            raise self._fault("write", offset)
+            return True
+        move = window.load_block if verb == "read" else window.store_block
+        while self._area(offset, len(data)) is not None:
+            failure = move(self._window, offset, data, width or 0)
+            if not failure:
+                return True
+            if failure == window.FAULTED:
+                raise self.fault(verb, offset)
+        return False
+
+    def _read_block(self, offset: int, target: memoryview, width: int | None) -> None:
+        if not self._moves_mapped("read", offset, target, width):
+            for at, part in _parts(target, width):
+                self._read_trapped_into(offset + at, part)
 
     def view(self, offset: int = 0, size: int | None = None) -> ByteArray:
         """Mapped memory of the region as bytes, shape (size,), without a copy.
@@ -320,11 +337,6 @@ class Region:
         return DeviceMemory(self, area.view, offset, area.address + offset - area.start)
 
     @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._closed
-
-    @property
     def io_eventfds(self) -> tuple[IOEventFD, ...]:
         """The registers that can be kicked through an eventfd, asked once; none on a kernel device.
 
@@ -336,174 +348,44 @@ class Region:
             try:
                 infos = self._device_io.get_io_eventfds(self.info.index)
             except OSError as error:
-                raise operation_error(error, RegionError, op=op, uri=self._uri) from error
+                raise operation_error(error, RegionError, op=op, uri=self.uri) from error
             self._io_eventfds = tuple(IOEventFD(info, self._check_open) for info in infos)
         return self._io_eventfds
 
-    # Ways
 
-    def _area(self, offset: int, size: int) -> _MappedArea | None:
-        for area in self._mapped():
-            if area.holds(offset, size):
-                return area
-        return None
+_READ: dict[int, Callable[[Region, int], int]] = {
+    1: Region.read8,
+    2: Region.read16,
+    4: Region.read32,
+    8: Region.read64,
+}
+_WRITE: dict[int, Callable[[Region, int, int], None]] = {
+    1: Region.write8,
+    2: Region.write16,
+    4: Region.write32,
+    8: Region.write64,
+}
 
-    def _mapped(self) -> list[_MappedArea]:
-        """The areas, mapped at first use; what cannot be mapped is read and written instead."""
-        if self._areas is None:
-            self._check_open("map")
-            areas = list(self._map_areas())
-            if areas:
-                self._posting.end()
-            self._areas = areas
-        return self._areas
 
-    def _map_areas(self) -> Iterator[_MappedArea]:
-        for area in self.info.areas:
-            try:
-                yield _MappedArea(area, self._map(area))
-            except OSError as error:
-                log.warning(
-                    "%s: cannot map %s at %#x: %s", self._uri, self.name, area.offset, error
-                )
+def _of_width(methods: Mapping[int, _Method], width: int) -> _Method:
+    if width not in methods:
+        raise no_such(width)
+    return methods[width]
 
-    def _map(self, area: MmapArea) -> View:
-        start = self.info.fd_offset + area.offset
-        # A kernel maps a BAR smaller than a page where nothing else is in that page.
-        whole = area.size % PAGE_SIZE == 0 or area.offset + area.size == self.size
-        if self.info.fd is None or start % PAGE_SIZE or not whole:
-            raise OSError(errno.EINVAL, "no descriptor, or not whole pages")
-        memory = mmio.MappedMemory(
-            self.info.fd,
-            start,
-            area.size,
-            readable=self._readable,
-            writable=self._writable,
-        )
-        return View(memory, self.name)
 
-    def _read_trapped(self, offset: int, size: int) -> Buffer:
-        try:
-            return self._device_io.region_read(self.info.index, offset, size)
-        except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self._op("read", offset), uri=self._uri
-            ) from error
+def _fitting(value: int, width: int) -> int:
+    value = operator.index(value)
+    if not 0 <= value <= mmio.ALL_ONES[width]:
+        raise ValueError(f"{value:#x} does not fit into {8 * width} bits")
+    return value
 
-    def _read_trapped_into(self, offset: int, target: memoryview) -> None:
-        try:
-            count = self._device_io.region_read_into(self.info.index, offset, target)
-        except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self._op("read", offset), uri=self._uri
-            ) from error
-        if count != len(target):
-            raise self._short("read", offset, len(target), count)
 
-    def _write_trapped(self, offset: int, data: Buffer) -> None:
-        try:
-            count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
-        except OSError as error:
-            raise operation_error(
-                error, RegionError, op=self._op("write", offset), uri=self._uri
-            ) from error
-        if count != len(data):
-            raise self._short("write", offset, len(data), count)
+def _order(high_first: bool) -> tuple[int, int]:
+    """Offsets of the halves of 64 bits, in the order of their accesses."""
+    return (4, 0) if high_first else (0, 4)
 
-    # Checks
 
-    def _check_register(self, verb: str, offset: int, width: int) -> None:
-        if width not in mmio.READ:
-            raise ValueError(f"an access of {width} bytes; 1, 2, 4 and 8 exist")
-        self._check_range(verb, offset, width)
-        if offset % width:
-            raise RegionError(
-                f"not a multiple of the {width} bytes of the access",
-                op=self._op(verb, offset),
-                uri=self._uri,
-                errno=errno.EINVAL,
-            )
-
-    def _check_range(self, verb: str, offset: int, size: int) -> None:
-        if self._closed:
-            self._check_open(verb)
-        if offset < 0 or size < 0 or offset + size > self.info.size:
-            raise RegionError(
-                f"{size} bytes are outside of the region's {self.info.size:#x}",
-                op=self._op(verb, offset),
-                uri=self._uri,
-                errno=errno.EINVAL,
-            )
-        if not (self._readable if verb == "read" else self._writable):
-            raise self._denied(verb, offset)
-
-    def _check_open(self, verb: str) -> None:
-        if self._closed:
-            raise DeviceClosed("the device is closed", op=f"{verb} {self.name}", uri=self._uri)
-
-    def _op(self, verb: str, offset: int) -> str:
-        return f"{verb} {self.name}+{offset:#x}"
-
-    def _short(self, verb: str, offset: int, wanted: int, got: int) -> RegionError:
-        reason = f"{got} of {wanted} bytes were transferred"
-        return RegionError(reason, op=self._op(verb, offset), uri=self._uri, errno=errno.EIO)
-
-    def _denied(self, verb: str, offset: int) -> RegionError:
-        """For what the region does not allow: on mapped memory it would end the process, and a
-        posted write would vanish without a word.
-        """
-        return RegionError(
-            f"the region cannot be {'read' if verb == 'read' else 'written'}",
-            op=self._op(verb, offset),
-            uri=self._uri,
-            errno=errno.EACCES,
-        )
-
-    def _not_mapped(self, verb: str, offset: int, size: int | None) -> UnsupportedError:
-        return UnsupportedError(
-            f"no mapped area holds offset {offset:#x}, {size or 'any'} bytes",
-            op=f"{verb} {self.name}",
-            uri=self._uri,
-            hint="use read_bytes() and write_bytes()",
-        )
-
-    def _fault(self, verb: str, offset: int) -> RegionError:
-        return RegionError(
-            "no memory answers at the mapped address",
-            op=self._op(verb, offset),
-            uri=self._uri,
-            errno=errno.EFAULT,
-            hint="is memory decoding off, the device gone, or its file truncated?",
-        )
-
-    def move_to(self, device_io: DeviceIO, info: RegionInfo) -> bool:
-        """Reach the region through another vector; called when the device is reached again.
-
-        :returns: whether a numpy view of what was mapped before is alive.
-        """
-        self._device_io, self.info = device_io, info
-        for entry in self._io_eventfds or ():
-            entry.retire()
-        self._io_eventfds = None
-        return self._unmap()
-
-    def _unmap(self) -> bool:
-        """Let go of what is mapped; returns whether a numpy view of it is alive."""
-        areas, self._areas = self._areas or [], None
-        in_use = any(area.view.in_use for area in areas)
-        for area in areas:
-            area.view.release()
-        return in_use
-
-    def close(self) -> None:
-        """Unmap the region; called when the device is closed."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._unmap():
-            warnings.warn(
-                f"{self._uri}: a numpy view of {self.name} is alive; the device file stays mapped"
-                " until it is deleted",
-                ResourceWarning,
-                stacklevel=2,
-            )
+def _parts(data: memoryview, width: int | None) -> Iterator[tuple[int, memoryview]]:
+    """The transfers that a block takes, with their places in it."""
+    size = width or len(data)
+    return ((at, data[at : at + size]) for at in range(0, len(data), size or 1))

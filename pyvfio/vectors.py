@@ -10,12 +10,17 @@ vector").
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from pyvfio.errors import UnsupportedError
 from pyvfio.uapi import chain, vfio
@@ -216,6 +221,32 @@ class DMASource(Protocol):
         """Descriptor of the memory, its first byte at offset 0."""
 
 
+class BatchFailure(NamedTuple):
+    """An operation of several that was not carried out.
+
+    :ivar position: which, from 0; of the maps and unmaps since :meth:`ContainerIO.begin`.
+    :ivar error: what the vector would have raised.
+    """
+
+    position: int
+    error: Exception
+
+
+class ShortAccess(OSError):
+    """A register of which the device has given or taken only ``count`` bytes."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO))
+        self.count = count
+
+
+def register_value(data: Buffer, width: int) -> int:
+    """What a register of ``width`` bytes was read as; raises :class:`ShortAccess`."""
+    if len(data) != width:
+        raise ShortAccess(len(data))
+    return int.from_bytes(data, "little")
+
+
 class DeviceIO(ABC):
     """Operations on one device; all raise :class:`OSError` with the errno of a refusal."""
 
@@ -266,12 +297,56 @@ class DeviceIO(ABC):
         buffer[: len(data)] = data
         return len(data)
 
+    def register_read(self, index: int, offset: int, width: int) -> int:
+        """Read 1, 2, 4 or 8 bytes in one access; their value, little-endian.
+
+        Optional: one :meth:`region_read`.
+
+        :raises ShortAccess: the device gave fewer bytes.
+        """
+        return register_value(self.region_read(index, offset, width), width)
+
     @abstractmethod
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         """Write ``data``; returns the number of bytes taken.
 
         :param posted: do not wait; order is kept, errors are never seen.
         """
+
+    def register_write(
+        self, index: int, offset: int, width: int, value: int, posted: bool = False
+    ) -> None:
+        """Write 1, 2, 4 or 8 bytes in one access, little-endian.
+
+        Optional: one :meth:`region_write`.
+
+        :raises ShortAccess: the device took fewer bytes.
+        """
+        data = value.to_bytes(width, "little")
+        count = self.region_write(index, offset, data, posted=posted)
+        if count != width:
+            raise ShortAccess(count)
+
+    def registers_write(
+        self,
+        index: int,
+        offsets: npt.NDArray[np.uint64],
+        width: int,
+        values: npt.NDArray[np.uint64],
+        posted: bool = False,
+    ) -> Sequence[BatchFailure]:
+        """Write registers in order, each in one access of ``width`` bytes.
+
+        Optional: one :meth:`register_write` after the other, up to the first that fails.
+
+        :returns: what failed, by ascending position; what is behind it may have been done or not.
+        """
+        for position, (offset, value) in enumerate(zip(offsets, values, strict=True)):
+            try:
+                self.register_write(index, int(offset), width, int(value), posted)
+            except OSError as error:
+                return [BatchFailure(position, error)]
+        return []
 
     @property
     def unflushed(self) -> bool:
@@ -367,17 +442,6 @@ class DeviceIO(ABC):
 
 def _unsupported(what: str) -> UnsupportedError:
     return UnsupportedError("the backend has none", op=what)
-
-
-class BatchFailure(NamedTuple):
-    """An operation of a batch that was not carried out.
-
-    :ivar position: which of the maps and unmaps since :meth:`ContainerIO.begin`, from 0.
-    :ivar error: what the vector would have raised.
-    """
-
-    position: int
-    error: Exception
 
 
 class ContainerIO(ABC):

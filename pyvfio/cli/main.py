@@ -92,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"pyvfio: {error}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        _tell_notes(error)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has had enough; keep the interpreter from complaining at exit.
@@ -105,10 +106,15 @@ def _tell(error: VFIOError) -> None:
     where = " on ".join(part for part in (error.op, error.uri) if part)
     number = "" if error.errno is None else f" [{errno.errorcode.get(error.errno, error.errno)}]"
     print(f"pyvfio: {where}{': ' if where else ''}{error.reason}{number}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"note: {note}", file=sys.stderr)
+    _tell_notes(error)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _tell_notes(error: BaseException) -> None:
+    """What became of a device where something was given up."""
+    for note in getattr(error, "__notes__", ()):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _status_of(error: VFIOError) -> int:

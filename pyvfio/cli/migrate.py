@@ -38,8 +38,8 @@ _USAGE = """pyvfio migrate [options] SRC DST
 _EPILOG = """Options stand before or behind the operands.  A move leaves the source stopped; with
 --resume the destination runs then, without it both are stopped.  `save` leaves the device stopped
 when FILE is safe on the disk; with --keep-running it goes on, and FILE is a snapshot.  Where
-anything fails, the source goes on, and no FILE is left.  `load` checks all of FILE before it
-touches the device."""
+anything fails before that, a source that ran goes on, and no FILE is left; behind it, the device
+stays stopped, and FILE is whole.  `load` checks all of FILE before it touches the device."""
 
 
 class _Verb(NamedTuple):

@@ -78,12 +78,13 @@ class NewFile:
         with told_of("write", self._path):
             os.fsync(self._fd)
             os.rename(self._temporary, self._name)
-            self._temporary = ""
+            self._temporary = self._name  # to be removed, until that is on the disk as well
             folder = os.open(os.path.dirname(self._name), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+            self._temporary = ""
 
     def __enter__(self) -> NewFile:
         return self

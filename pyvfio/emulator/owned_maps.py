@@ -8,10 +8,10 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 
 from pyvfio.container import Container
+from pyvfio.device_memory import DeviceMemory
 from pyvfio.emulator.memory.calls import Calls
 from pyvfio.errors import DeviceClosed, DMABatchError, DMAError, VFIOError
 from pyvfio.map_table import MapEntry, MapTable
-from pyvfio.region import DeviceMemory
 
 log = logging.getLogger(__name__)
 

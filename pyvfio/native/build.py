@@ -7,7 +7,17 @@ from pathlib import Path
 
 from cffi import FFI
 
-_NAMES = ("mmio.c", "ioctl.c", "eventfd.c", "steps.c")
+_NAMES = (
+    "mmio.c",
+    "window.c",
+    "program.c",
+    "ioctl.c",
+    "eventfd.c",
+    "steps.c",
+    "messages.c",
+    "channel.c",
+    "serve.c",
+)
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
 ffibuilder = FFI()
@@ -23,11 +33,70 @@ ffibuilder.cdef(
     int pyvfio_write64(uintptr_t address, uint64_t value);
     int pyvfio_faulted(void);
     int pyvfio_copy(uintptr_t to, uintptr_t from, size_t size);
+    int pyvfio_copy_out(void *to, uintptr_t from, size_t size);
+    int pyvfio_copy_in(uintptr_t to, const void *from, size_t size);
     int pyvfio_guard(void);
     void *pyvfio_map(int fd, uint64_t offset, size_t size, int readable, int writable);
     int pyvfio_unmap(void *address, size_t size);
+    void pyvfio_read_barrier(void);
+    void pyvfio_write_barrier(void);
+    void pyvfio_full_barrier(void);
+
+    struct pyvfio_area {
+        uint64_t start;
+        uint64_t end;
+        uintptr_t address;
+    };
+    struct pyvfio_window {
+        uint64_t size;
+        int readable;
+        int writable;
+        uint64_t count;
+        struct pyvfio_area areas[];
+    };
+    struct pyvfio_loaded {
+        uint64_t value;
+        uint64_t failure;
+    };
+    uint64_t pyvfio_load8(const struct pyvfio_window *window, uint64_t offset);
+    uint64_t pyvfio_load16(const struct pyvfio_window *window, uint64_t offset);
+    uint64_t pyvfio_load32(const struct pyvfio_window *window, uint64_t offset);
+    struct pyvfio_loaded pyvfio_load64(const struct pyvfio_window *window, uint64_t offset);
+    struct pyvfio_loaded pyvfio_load64_halves(const struct pyvfio_window *window, uint64_t offset,
+                                              int high_first);
+    uint64_t pyvfio_store8(const struct pyvfio_window *window, uint64_t offset, uint8_t value);
+    uint64_t pyvfio_store16(const struct pyvfio_window *window, uint64_t offset, uint16_t value);
+    uint64_t pyvfio_store32(const struct pyvfio_window *window, uint64_t offset, uint32_t value);
+    uint64_t pyvfio_store64(const struct pyvfio_window *window, uint64_t offset, uint64_t value);
+    uint64_t pyvfio_store64_halves(const struct pyvfio_window *window, uint64_t offset,
+                                   uint64_t value, int high_first);
+    uint64_t pyvfio_load_block(const struct pyvfio_window *window, uint64_t offset, char *target,
+                               uint64_t size, unsigned width);
+    uint64_t pyvfio_store_block(const struct pyvfio_window *window, uint64_t offset,
+                                const char *source, uint64_t size, unsigned width);
+
+    struct pyvfio_step {
+        uint16_t op;
+        uint16_t width;
+        uint32_t unused;
+        uint64_t offset;
+        uint64_t value;
+        uint64_t mask;
+        double timeout;
+        uint64_t result;
+    };
+    struct pyvfio_run {
+        uint64_t at;
+        uint64_t started;
+    };
+    uint64_t pyvfio_first_wrong(const struct pyvfio_window *window,
+                                const struct pyvfio_step *steps, uint64_t count);
+    int pyvfio_run(const struct pyvfio_window *window, struct pyvfio_step *steps, uint64_t count,
+                   struct pyvfio_run *run);
+
     int pyvfio_ioctl(int fd, unsigned long request, uintptr_t argument);
     int pyvfio_signal(int fd);
+    uint64_t pyvfio_take(int fd, int64_t nanoseconds);
     struct pyvfio_steps {
         uint64_t done;
         uint64_t limit;
@@ -38,6 +107,107 @@ ffibuilder.cdef(
         int stopped;
     };
     uintptr_t pyvfio_step_address(void);
+    struct pyvfio_stream {
+        int fd;
+        int may_spin;
+        uint16_t id_base;
+        uint16_t first_id;
+        volatile int sending;
+        int status;
+        int error;
+        uint64_t sent;
+        uint64_t begun;
+        uint32_t partial;
+        uint64_t answered;
+        uint32_t unread;
+        uint64_t unread_data;
+        uint32_t fd_count;
+        int fds_lost;
+        uint64_t value;
+        int fds[253];
+        int spins;
+        uint8_t received[4096];
+        ...;
+    };
+    int64_t pyvfio_read_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                                 uint32_t width);
+    int pyvfio_read_region(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                           uint32_t size, uintptr_t target);
+    int pyvfio_write_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                              uint32_t width, uint64_t value);
+    int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                             uint32_t width, uint64_t value);
+    int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size);
+    int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uintptr_t items,
+                        size_t count, size_t window, uint64_t nanoseconds);
+
+    struct pyvfio_header {
+        uint16_t id;
+        uint16_t command;
+        uint32_t size;
+        uint32_t flags;
+        uint32_t error;
+    };
+    struct pyvfio_range {
+        uint64_t offset;
+        uint32_t region;
+        uint32_t count;
+    };
+    struct pyvfio_write {
+        struct pyvfio_range range;
+        uint8_t data[8];
+    };
+    static const int PYVFIO_REGION_READ, PYVFIO_REGION_WRITE, PYVFIO_REGION_WRITE_MULTI;
+    static const int PYVFIO_COMMAND, PYVFIO_REPLY, PYVFIO_NO_REPLY, PYVFIO_ERROR;
+    static const int PYVFIO_REQUEST_SIZE, PYVFIO_AT_LEAST, PYVFIO_MAX_FDS;
+    enum pyvfio_status {
+        PYVFIO_DONE, PYVFIO_UNSENT, PYVFIO_LATE, PYVFIO_OTHER, PYVFIO_ENDED, PYVFIO_FAILED,
+        PYVFIO_PAUSE, PYVFIO_READ, PYVFIO_WRITE, PYVFIO_POSTED, ...
+    };
+
+    struct pyvfio_rights {
+        int lost;
+        uint32_t count;
+        int fds[...];
+    };
+    struct pyvfio_backed {
+        uint32_t region;
+        uint64_t start;
+        uint64_t end;
+        uintptr_t memory;
+    };
+    struct pyvfio_service {
+        int fd;
+        volatile int hurried;
+        int writable;
+        uint32_t max_data;
+        uint32_t areas;
+        const struct pyvfio_backed *area;
+        int queued;
+        int rest;
+        uint32_t start;
+        uint32_t end;
+        uint32_t fds_at;
+        struct pyvfio_rights rights;
+        struct pyvfio_range access;
+        uint64_t value;
+        uint32_t run;
+        uint32_t posted;
+        int error;
+        uint32_t out_start;
+        uint32_t out_end;
+        uint64_t size;
+        const uint8_t *data;
+        uint8_t in[...];
+        uint8_t out[...];
+        ...;
+    };
+    int pyvfio_service_init(struct pyvfio_service *service);
+    void pyvfio_sending_begin(struct pyvfio_service *service);
+    void pyvfio_sending_end(struct pyvfio_service *service);
+    int pyvfio_serve(struct pyvfio_service *service);
+    int pyvfio_answer(struct pyvfio_service *service, int error, uint64_t value);
+    int pyvfio_answer_and_serve(struct pyvfio_service *service, int error, uint64_t value);
     """
 )
 ffibuilder.set_source(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* Signal an eventfd that somebody else has as well, without ever blocking.
+/* Signal and take an eventfd that somebody else has as well, without ever blocking against our will.
  *
  * write(2) blocks where the counter is full, unless O_NONBLOCK is set; but the other owner shares
  * the flag, and can fill the counter between a poll and the write.  The kernel itself signals
@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -80,4 +81,54 @@ static int pyvfio_signal(int fd)
     if (!result)
         syscall(SYS_io_getevents, context, 0, PYVFIO_AIO_EVENTS, done, &now);
     return result;
+}
+
+#define PYVFIO_NO_COUNT UINT64_MAX /* a count that overflowed is told as one less */
+
+static uint64_t told(uint64_t count)
+{
+    return count < PYVFIO_NO_COUNT ? count : PYVFIO_NO_COUNT - 1;
+}
+
+static uint64_t take_now(int fd)
+{
+    uint64_t count = 0;
+    struct iovec counter = {&count, sizeof(count)};
+
+    if (preadv2(fd, &counter, 1, -1, RWF_NOWAIT) < 0)
+        return errno == EAGAIN ? 0 : PYVFIO_NO_COUNT;
+    return told(count);
+}
+
+static uint64_t take_when_readable(int fd, const struct timespec *left)
+{
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+
+    if (ppoll(&readable, 1, left, NULL) < 0)
+        return errno == EINTR ? 0 : PYVFIO_NO_COUNT;
+    return take_now(fd);
+}
+
+/*
+ * Set an eventfd to 0, and return what it was.  Where it is 0 it is waited for, so many nanoseconds
+ * or (if negative) for ever; 0 is returned where it stays so, and where somebody else was faster or
+ * a signal came.  PYVFIO_NO_COUNT is an error, told in errno.
+ *
+ * Who waits for ever has read(2) wait where its owner lets it: it returns sooner than poll(2).
+ */
+static uint64_t pyvfio_take(int fd, int64_t nanoseconds)
+{
+    struct timespec left = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    uint64_t count = 0;
+
+    if (nanoseconds >= 0) {
+        count = take_now(fd);
+        return count || !nanoseconds ? count : take_when_readable(fd, &left);
+    }
+    if (read(fd, &count, sizeof(count)) < 0) {
+        if (errno == EAGAIN)
+            return take_when_readable(fd, NULL);
+        return errno == EINTR ? 0 : PYVFIO_NO_COUNT;
+    }
+    return told(count);
 }

@@ -7,6 +7,7 @@ before they write; a clear-on-read register or a doorbell notices.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,20 @@ WRITE: dict[int, Callable[[int, int], int]] = {
 }
 """Width in bytes -> store (address, value); not 0 is a fault."""
 
+_MUCH = 1 << 15
+"""Bytes above which a copy costs more than what is done about it."""
+
+_from_buffer = ffi.from_buffer
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+"""(None, size) -> bytes that nobody else has yet; who made them may fill them (Python's C API)."""
+_new_bytes.restype = ctypes.py_object
+_new_bytes.argtypes = ctypes.c_char_p, ctypes.c_ssize_t
+
 ALL_ONES = {width: (1 << 8 * width) - 1 for width in READ}
+
+read_barrier = lib.pyvfio_read_barrier
+write_barrier = lib.pyvfio_write_barrier
+full_barrier = lib.pyvfio_full_barrier
 
 
 def faulted() -> bool:
@@ -48,18 +62,23 @@ def copy_out(address: int, size: int) -> bytearray | None:
     return data if copy_into(data, address) else None
 
 
+def copy_bytes(address: int, size: int) -> bytes | None:
+    """The same as bytes; of what is much, without a second copy."""
+    if size < _MUCH:
+        some = copy_out(address, size)
+        return None if some is None else bytes(some)
+    data: bytes = _new_bytes(None, size)
+    return None if lib.pyvfio_copy_out(_from_buffer(data), address, size) else data
+
+
 def copy_into(target: bytearray | memoryview, address: int) -> bool:
     """Fill ``target`` from ``address``; False where some of it cannot be reached."""
-    return not lib.pyvfio_copy(_address_of(target), address, len(target))
+    return not lib.pyvfio_copy_out(_from_buffer(target), address, len(target))
 
 
 def copy_in(address: int, data: Buffer) -> bool:
     """Copy ``data`` to ``address``; False where some of it cannot be reached."""
-    return not lib.pyvfio_copy(address, _address_of(data), len(data))
-
-
-def _address_of(data: Buffer) -> int:
-    return int(ffi.cast("uintptr_t", ffi.from_buffer(data)))
+    return not lib.pyvfio_copy_in(address, _from_buffer(data), len(data))
 
 
 class MappedMemory:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy.typing as npt
+
 from pyvfio.pci import capabilities
 from pyvfio.pci.capabilities import Capability
 from pyvfio.region import Region
@@ -96,8 +98,19 @@ class ConfigSpace(Region):
         """The command register as it was last read or written, for a device that has lost it."""
         return Command(int.from_bytes(self._known_command, "little"))
 
+    def _write_register(self, offset: int, width: int, value: int) -> None:
+        super()._write_register(offset, width, value)
+        self._know(offset, value.to_bytes(width, "little"))
+
     def _write_trapped(self, offset: int, data: Buffer) -> None:
         super()._write_trapped(offset, data)
+        self._know(offset, data)
+
+    def write_many(self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int = 4) -> None:
+        super().write_many(offsets, values, width)
+        self._known_command = self.read_bytes(pci.COMMAND.offset, pci.COMMAND.width)
+
+    def _know(self, offset: int, data: Buffer) -> None:
         written, start = bytearray(self._known_command), pci.COMMAND.offset
         for at, byte in enumerate(data, offset):
             if start <= at < start + len(written):

@@ -38,11 +38,11 @@ before all of it was copied is lost, as it would be without a migration, and wha
 was given of it is never part of a device.
 
 What fails while the program lives is put right by it in an order that keeps to this table: the
-source goes on first, even if it was stopped before, then the destination is reset.  A reset brings
-it to RUNNING, which beside a source that does not run would look like a migration that is done; so
-it is left as it is where the source cannot be had to run, and a server has it in ERROR when the
-program has ended.  Where it cannot be known whether the destination runs, since it does not answer
-any more, the source stays stopped, and the error says so.
+source goes on first, if it ran before, then the destination is reset.  A reset brings it to
+RUNNING, which beside a source that does not run would look like a migration that is done; so it is
+left as it is where the source was stopped before or cannot be had to run, and a server has it in
+ERROR when the program has ended.  Where the destination runs, or it cannot be known whether it does
+since it does not answer any more, the source stays stopped, and the error says so.
 
 The next migration of the same two takes up from there.  RUNNING and anything: it starts over.  STOP
 and STOP: the state is copied again.  STOP and ERROR: the source goes on, as it would have if the
@@ -111,7 +111,7 @@ def migrate(
     )
     _check_alike(source, destination)
     runs = _make_ready(source, destination)
-    _copy(source, destination, transfer)
+    _copy(source, destination, transfer, runs)
     if resume:
         _hand_over(source, destination, runs)
         transfer.runs_again()
@@ -149,7 +149,8 @@ def save_state(
 ) -> None:
     """Give a device's state away; it is stopped then, or goes on.
 
-    It goes on as before where anything fails until ``keep`` has returned.
+    It goes on as before where anything fails until ``keep`` has returned; behind that it stays
+    stopped, unless it was to be kept running: its state is to go on elsewhere.
 
     :param transfer: how it is read, and the figures.
     :param put: takes pieces of its state.
@@ -159,17 +160,31 @@ def save_state(
     """
     goes_on = keep_running and dev.migration.state in RUNNING
     config = LatestConfig(dev.config)
-    with transfer.begin() as saving:
-        transfer.copy(saving, put, config.look)
-        config.look()
-        if goes_on:
-            saving.finish()
-            dev.migration.run()
-            transfer.runs_again()
-        keep(config.saved)
-        if not goes_on:
-            saving.finish()
-            transfer.ended()
+    try:
+        with transfer.begin() as saving:
+            transfer.copy(saving, put, config.look)
+            config.look()
+            if goes_on:
+                saving.finish()
+                _run(dev)
+                transfer.runs_again()
+            keep(config.saved)
+            if not goes_on:
+                _stay_stopped(dev, saving)
+                transfer.ended()
+    except BaseException as error:
+        if goes_on and (failure := _run_on(dev)):  # its stream was at an end, and put nothing right
+            error.add_note(failure)
+        raise
+
+
+def _stay_stopped(dev: PCIDevice, saving: SaveStream) -> None:
+    try:
+        saving.finish()
+    except BaseException as error:
+        saving.release()
+        error.add_note(f"the state is kept, so {dev.uri} is left stopped")
+        raise
 
 
 def load_state(
@@ -191,7 +206,21 @@ def load_state(
         loading.finish()
         registers.put(dev.config, dev.uri)
     if resume:
-        dev.migration.set_state(DeviceState.RUNNING, recover=DeviceState.STOP, reset=False)
+        _run(dev)
+
+
+def _run(dev: PCIDevice) -> None:
+    """Have a device run that keeps what it has where it does not."""
+    dev.migration.set_state(DeviceState.RUNNING, recover=DeviceState.STOP, reset=False)
+
+
+def _run_on(dev: PCIDevice) -> str:
+    """The same; says why it does not, or nothing."""
+    try:
+        _run(dev)
+    except VFIOError as error:
+        return str(error)
+    return ""
 
 
 # Before anything is touched
@@ -239,8 +268,11 @@ def _refused(reason: str, dev: PCIDevice, state: DeviceState, hint: str) -> Migr
 # The copy, and the decision
 
 
-def _copy(source: PCIDevice, destination: PCIDevice, transfer: Transfer) -> None:
-    """Both are in STOP then, and alike."""
+def _copy(source: PCIDevice, destination: PCIDevice, transfer: Transfer, runs: bool) -> None:
+    """Both are in STOP then, and alike.
+
+    :param runs: the source ran before.
+    """
     config = LatestConfig(source.config)
     loading = destination.migration.load()
     try:
@@ -252,7 +284,7 @@ def _copy(source: PCIDevice, destination: PCIDevice, transfer: Transfer) -> None
             loading.release()  # from here on it is not reset, whatever becomes of the source
             _bring_to_rest(saving, transfer)
     except BaseException as error:
-        for note in _put_right(source, loading):
+        for note in _put_right(source, loading, runs):
             error.add_note(note)
         raise
     transfer.ended()
@@ -266,12 +298,14 @@ def _bring_to_rest(saving: SaveStream, transfer: Transfer) -> None:
         transfer.source_failure = error
 
 
-def _put_right(source: PCIDevice, loading: LoadStream) -> Iterator[str]:
-    """Have the source go on, and only then the destination be as new; says what could not be."""
-    try:
-        source.migration.run()
-    except VFIOError as error:
-        yield str(error)
+def _put_right(source: PCIDevice, loading: LoadStream, runs: bool) -> Iterator[str]:
+    """Have the source go on if it ran, and only then the destination be as new.
+
+    :returns: what was not done.
+    """
+    failure = _run_on(source) if runs else f"{source.uri} was stopped before, and is not run"
+    if failure:
+        yield failure
         if not loading.closed:
             yield "the destination is left with an unfinished load"
             loading.release()
@@ -288,7 +322,7 @@ def _hand_over(source: PCIDevice, destination: PCIDevice, runs: bool) -> None:
     :param runs: the source ran before.
     """
     try:
-        destination.migration.set_state(DeviceState.RUNNING, recover=DeviceState.STOP, reset=False)
+        _run(destination)
     except BaseException as error:
         error.add_note(_go_on(source, destination, runs))
         raise
@@ -304,8 +338,4 @@ def _go_on(source: PCIDevice, destination: PCIDevice, runs: bool) -> str:
         return f"{destination.uri} runs, {source.uri} is stopped"
     if not runs:
         return f"{source.uri} is stopped, as it was before"
-    try:
-        source.migration.run()
-    except VFIOError as error:
-        return str(error)
-    return f"{source.uri} runs on"
+    return _run_on(source) or f"{source.uri} runs on"

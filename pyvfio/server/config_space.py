@@ -24,6 +24,7 @@ _WRITABLE_COMMAND = (
     | Command.SERR
     | Command.INTX_DISABLE
 )
+_BUS_MASTER = int(Command.MASTER)  # in the first byte of the register
 
 
 class ModelConfigSpace:
@@ -75,6 +76,11 @@ class ModelConfigSpace:
     def offset_of(self, capability: CapabilityID) -> int | None:
         """Where a capability is, if the device has it."""
         return self._offsets.get(capability)
+
+    @property
+    def is_bus_master(self) -> bool:
+        """Whether the device may reach for memory; asked at each DMA, so it is quick."""
+        return bool(self._data[pci.COMMAND.offset] & _BUS_MASTER)
 
     @property
     def command(self) -> Command:

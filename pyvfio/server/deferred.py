@@ -47,6 +47,11 @@ class DeferredAnswers:
         """Whether nobody waits for answers any more."""
         return self._over
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the server stops."""
+        return self._stopped
+
     def check(self) -> None:
         """Between two accesses of a long transfer.
 

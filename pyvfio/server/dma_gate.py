@@ -20,7 +20,7 @@ class DMAGate:
         self._changed = threading.Condition(self._lock)
         self.is_open = True
         self._under_way = 0
-        self._resets = 0
+        self._renewals = 0
         self._over = False
 
     def enter(self, address: int, waits: bool) -> None:
@@ -28,7 +28,7 @@ class DMAGate:
 
         :param waits: False for the thread that serves the client, which would open the gate.
         :raises DMAError: EBUSY; it is shut, and this thread cannot wait.  ECANCELED; the device was
-            reset meanwhile, or the server ends.
+            reset or loaded meanwhile, or the server ends.
         """
         with self._lock:
             if not self.is_open:
@@ -45,10 +45,11 @@ class DMAGate:
     def _wait_until_open(self, address: int, waits: bool) -> None:
         if not waits:
             raise _refused(address, errno.EBUSY, "the device is stopped")
-        resets = self._resets
-        self._changed.wait_for(lambda: self.is_open or self._resets != resets or self._over)
-        if self._resets != resets or self._over:
-            raise _refused(address, errno.ECANCELED, "the device was reset while it was stopped")
+        renewals = self._renewals
+        self._changed.wait_for(lambda: self.is_open or self._renewals != renewals or self._over)
+        if self._renewals != renewals or self._over:
+            reason = "the device was reset or loaded while it was stopped"
+            raise _refused(address, errno.ECANCELED, reason)
 
     def shut(self) -> None:
         """DMA that comes from now on waits."""
@@ -67,9 +68,9 @@ class DMAGate:
             self._changed.notify_all()
 
     def drop_waiting(self) -> None:
-        """The device is reset: what has waited is of before."""
+        """The device is reset, or was loaded: what has waited is of before."""
         with self._changed:
-            self._resets += 1
+            self._renewals += 1
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ so that nothing refers to the memory when it is answered (specification, "VFIO_U
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -46,6 +47,8 @@ class DMAMap:
     """One map.
 
     :ivar memory: the client's file, mapped; None where messages reach the memory.
+    :ivar start: where that is in this process.
+    :ivar sealed: the file cannot be made shorter, so that the memory is there as long as the map.
     :ivar users: how many reach for it now.
     :ivar gone: it is being unmapped, or was.
     """
@@ -54,6 +57,8 @@ class DMAMap:
     size: int
     flags: DMAMapFlags
     memory: mmio.MappedMemory | None
+    start: int = 0
+    sealed: bool = False
     users: int = 0
     gone: bool = False
 
@@ -118,8 +123,10 @@ class DMAMaps:
     def __init__(self, quotas: Quotas, observer: MapObserver) -> None:
         self._quotas = quotas
         self._observer = observer
-        self._unused = threading.Condition()
+        self._lock = threading.Lock()
+        self._unused = threading.Condition(self._lock)  # which costs more to take than its lock
         self._maps: list[DMAMap] = []
+        self._starts: list[int] = []  # their addresses, in the same order
         self._mapped = 0
 
     def map(self, request: messages.DMAMap, fd: int | None) -> None:
@@ -133,7 +140,9 @@ class DMAMaps:
         if self.inside(request.iova, request.iova + request.size):
             raise OSError(errno.EEXIST, "overlaps another map")
         flags, memory = DMAMapFlags(request.flags), self._memory_of(request, fd)
-        added = DMAMap(request.iova, request.size, flags, memory)
+        sealed = fd is not None and _is_sealed(fd)
+        start = 0 if memory is None else memory.address
+        added = DMAMap(request.iova, request.size, flags, memory, start, sealed)
         self._insert(added)
         try:
             self._observer.memory_mapped(added.iova, added.size, flags)
@@ -195,17 +204,20 @@ class DMAMaps:
         return None
 
     def _insert(self, added: DMAMap) -> None:
-        with self._unused:
-            self._maps.insert(bisect_right(self._maps, added.iova, key=_start), added)
+        with self._lock:
+            at = bisect_right(self._starts, added.iova)
+            self._maps.insert(at, added)
+            self._starts.insert(at, added.iova)
             self._mapped += 0 if added.memory is None else added.size
 
     def _remove(self, entries: Sequence[DMAMap]) -> None:
         """Take neighbouring maps out, wait until nobody uses them, and release their memory."""
         if not entries:
             return
-        with self._unused:
-            first = bisect_left(self._maps, entries[0].iova, key=_start)
+        with self._lock:
+            first = bisect_left(self._starts, entries[0].iova)
             del self._maps[first : first + len(entries)]
+            del self._starts[first : first + len(entries)]
             for entry in entries:
                 entry.gone = True
             # A copy ends by itself; a message may wait for a client that waits for us.
@@ -220,12 +232,36 @@ class DMAMaps:
 
     def inside(self, start: int, end: int) -> list[DMAMap]:
         """The maps that share an address with a range, in order."""
-        with self._unused:
-            first = bisect_right(self._maps, start, key=_start)
+        with self._lock:
+            first = bisect_right(self._starts, start)
             if first and self._maps[first - 1].end > start:
                 first -= 1
-            last = bisect_right(self._maps, end - 1, key=_start)
-            return self._maps[first:last]
+            return self._maps[first : bisect_right(self._starts, end - 1)]
+
+    def hold(self, address: int, size: int, need: int) -> DMAMap | None:
+        """Keep the memory behind a range where it is, until :meth:`let_go`.
+
+        :param need: flags that the map must have (:class:`DMAMapFlags`).
+        :returns: the map; None where the range is not in one map with such flags and a descriptor.
+        """
+        with self._lock:
+            at = bisect_right(self._starts, address) - 1
+            if at < 0 or size <= 0:
+                return None
+            entry = self._maps[at]
+            if entry.memory is None or address + size > entry.iova + entry.size:
+                return None
+            if need & ~entry.flags.value:
+                return None
+            entry.users += 1
+            return entry
+
+    def let_go(self, entry: DMAMap) -> None:
+        """The memory of a map is not reached for any more."""
+        with self._lock:
+            entry.users -= 1
+            if entry.gone:
+                self._unused.notify_all()
 
     @contextmanager
     def using(self, entry: DMAMap) -> Iterator[int]:
@@ -233,18 +269,14 @@ class DMAMaps:
 
         :raises DMAError: EFAULT; it was unmapped.
         """
-        with self._unused:
+        with self._lock:
             if entry.gone:
                 raise gone(entry.iova, entry.size)
             entry.users += 1
-            address = 0 if entry.memory is None else entry.memory.address
         try:
-            yield address
+            yield entry.start
         finally:
-            with self._unused:
-                entry.users -= 1
-                if entry.gone:
-                    self._unused.notify_all()
+            self.let_go(entry)
 
 
 def gone(address: int, size: int) -> DMAError:
@@ -256,10 +288,6 @@ def gone(address: int, size: int) -> DMAError:
         op=f"DMA at {address:#x}",
         errno=errno.EFAULT,
     )
-
-
-def _start(entry: DMAMap) -> int:
-    return entry.iova
 
 
 def _in_use(entries: Iterator[DMAMap] | Sequence[DMAMap]) -> bool:
@@ -287,6 +315,14 @@ def _check_map(request: messages.DMAMap) -> None:
         raise OSError(errno.EINVAL, "address, size and offset must be whole pages")
     if request.iova + request.size > _END:
         raise OSError(errno.EINVAL, "beyond the end of the address space")
+
+
+def _is_sealed(fd: int) -> bool:
+    """Whether a file cannot be made shorter; only some kinds of files can promise it."""
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:
+        return False
 
 
 def _check_file(fd: int, request: messages.DMAMap) -> None:

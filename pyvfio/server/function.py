@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pyvfio.errors import DMAError
 from pyvfio.memory import ByteArray
@@ -26,7 +28,6 @@ from pyvfio.server.msix import MSIXState
 from pyvfio.server.regions import Regions
 from pyvfio.server.run_control import Kicks, RunControl
 from pyvfio.uapi.layout import Buffer
-from pyvfio.uapi.pci import Command
 from pyvfio.uapi.vfio import (
     PCI_NUM_IRQS,
     PCI_NUM_REGIONS,
@@ -89,6 +90,11 @@ class PCIFunction:
         """What DEVICE_GET_INFO says."""
         reset = DeviceFlags.RESET if self.model.resettable else DeviceFlags(0)
         return DeviceInfo(DeviceFlags.PCI | reset, PCI_NUM_REGIONS, PCI_NUM_IRQS)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the device runs, and is not stopped for migration."""
+        return self._control.runs
 
     def irq_info(self, index: int) -> tuple[IRQFlags, int]:
         """Flags and vectors; raises OSError EINVAL where there is no such index."""
@@ -187,6 +193,16 @@ class PCIFunction:
         finally:
             gate.leave()
 
+    @contextmanager
+    def dma_view(self, address: int, size: int, writable: bool) -> Iterator[ByteArray]:
+        """See :meth:`DeviceModel.dma_view`."""
+        gate = self._gate(address)
+        try:
+            with self._bus_master(address, size).view(address, size, writable) as array:
+                yield array
+        finally:
+            gate.leave()
+
     def _gate(self, address: int) -> DMAGate:
         """The gate, passed on the way in: DMA waits while the device is stopped."""
         gate = self._control.gate
@@ -194,8 +210,7 @@ class PCIFunction:
         return gate
 
     def _bus_master(self, address: int, size: int) -> GuestMemory:
-        with self._lock:
-            guest, enabled = self._guest, self._config.command & Command.MASTER
+        guest, enabled = self._guest, self._config.is_bus_master
         if guest is None or not enabled:
             raise DMAError(
                 "there is no client" if guest is None else "bus mastering is off",

@@ -9,10 +9,14 @@ not the end of the server.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
+
 from pyvfio.errors import ConnectionLost, DeviceClosed, DMAError, VFIOError, VFIOTimeout
+from pyvfio.memory import ByteArray
 from pyvfio.native import mmio
 from pyvfio.server.dirty_log import DirtyLog
 from pyvfio.server.dma_maps import DMAMap, DMAMaps, gone
@@ -23,6 +27,9 @@ from pyvfio.wire.header import Command
 
 MAX_MESSAGE = 64 * 1024
 """Bytes in one DMA_READ or DMA_WRITE; some clients do not finish sending long replies."""
+
+# Plain integers: operators on them cost less.
+_READ, _WRITE = int(DMAMapFlags.READ), int(DMAMapFlags.WRITE)
 
 _ERRNO = {
     VFIOTimeout: errno.ETIMEDOUT,
@@ -61,6 +68,53 @@ class GuestMemory:
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the client's memory; raises :class:`DMAError`."""
+        entry = self.maps.hold(address, size, _READ)
+        if entry is None:
+            return self._read_spans(address, size)
+        try:
+            data = mmio.copy_bytes(entry.start + address - entry.iova, size)
+        finally:
+            self.maps.let_go(entry)
+        if data is None:
+            raise gone(address, size)
+        return data
+
+    def write(self, address: int, data: Buffer) -> None:
+        """Write the client's memory; raises :class:`DMAError`."""
+        view = data if type(data) is bytes else memoryview(data).cast("B")
+        entry = self.maps.hold(address, len(view), _WRITE)
+        if entry is None:
+            self._write_spans(address, memoryview(view))
+            return
+        try:
+            done = mmio.copy_in(entry.start + address - entry.iova, view)
+        finally:
+            self.maps.let_go(entry)
+            self.log.mark(address, len(view))  # what has failed may have been written in part
+        if not done:
+            raise gone(address, len(view))
+
+    @contextmanager
+    def view(self, address: int, size: int, writable: bool) -> Iterator[ByteArray]:
+        """The memory itself; see :meth:`DeviceModel.dma_view`."""
+        need = _READ | _WRITE if writable else _READ
+        entry = self.maps.hold(address, size, need)
+        if entry is None:
+            raise _refused(address, size, errno.ENOTSUP, "not within one map that has a file")
+        try:
+            if entry.memory is None or not entry.sealed:
+                raise _refused(address, size, errno.ENOTSUP, "the file could be made shorter")
+            array = np.asarray(entry.memory)[address - entry.iova :][:size]
+            array.flags.writeable = writable
+            yield array
+        finally:
+            self.maps.let_go(entry)
+            if writable:
+                self.log.mark(address, size)
+
+    # In pieces, where it is not all in one map with a descriptor
+
+    def _read_spans(self, address: int, size: int) -> bytes:
         data = bytearray()
         for span in self._spans(address, size, DMAMapFlags.READ):
             if span.entry.memory is None:
@@ -69,16 +123,14 @@ class GuestMemory:
                 data += self._copy_out(span)
         return bytes(data)
 
-    def write(self, address: int, data: Buffer) -> None:
-        """Write the client's memory; raises :class:`DMAError`."""
-        rest = memoryview(data).cast("B")
+    def _write_spans(self, address: int, rest: memoryview) -> None:
         for span in self._spans(address, len(rest), DMAMapFlags.WRITE):
             try:
                 if span.entry.memory is None:
                     self._ask_to_write(span, rest[: span.size])
                 else:
                     self._copy_in(span, rest[: span.size])
-            finally:  # what has failed may have been written in part
+            finally:
                 self.log.mark(span.address, span.size)
             rest = rest[span.size :]
 
@@ -98,8 +150,6 @@ class GuestMemory:
         if at != address + size:
             raise _refused(address, size, errno.EFAULT, f"{size} bytes that are not all mapped")
         return spans
-
-    # Directly
 
     def _copy_out(self, span: _Span) -> bytearray:
         with self.maps.using(span.entry) as start:

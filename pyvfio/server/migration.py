@@ -151,6 +151,8 @@ class Migration:
         self._saving.finish(parts)
 
     def _stop_and_save(self) -> None:
+        assert self._saving is not None
+        self._saving.check()
         self._attempt(self._finish_save, undo=self._control.start)
 
     def _finish_save(self) -> None:
@@ -168,6 +170,8 @@ class Migration:
         except FAILURES:
             self._fail()
             raise
+        # What a thread of the model's waits with is of the state that was replaced.
+        self._control.gate.drop_waiting()
         self._end_session()
 
     _ARCS: ClassVar[dict[tuple[DeviceState, DeviceState], Callable[[Migration], None]]] = {

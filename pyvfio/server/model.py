@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -38,7 +39,9 @@ class ModelBAR:
 
     :ivar size: bytes, a power of two.
     :ivar type: the space that it claims; a 64-bit BAR takes two numbers.
-    :ivar backed: the server keeps its contents in shared memory, without callbacks.
+    :ivar backed: the server keeps its contents in shared memory, without callbacks.  What a client
+        reads or writes of a register's width, aligned, is one access of that memory; the model's
+        lock is not held for it.
     :ivar mappable: (offset, size) of the parts of a backed BAR that clients may map: whole pages,
         or all of a BAR that is smaller than a page.
     """
@@ -118,6 +121,11 @@ class ModelServices(Protocol):
     def dma_write(self, address: int, data: Buffer) -> None:
         """Write the client's memory."""
 
+    def dma_view(
+        self, address: int, size: int, writable: bool
+    ) -> AbstractContextManager[ByteArray]:
+        """The client's memory itself."""
+
     def bar_memory(self, bar: int) -> ByteArray:
         """The contents of a backed BAR."""
 
@@ -157,7 +165,8 @@ class DeviceModel:
     and :meth:`load_state`; the server saves configuration space, MSI-X, interrupts that have not
     been delivered, and backed memory.  While it is stopped no register is accessed.  A model with
     threads of its own quiesces them in :meth:`stopped`; where it does not, their DMA waits until
-    the device runs again, and their interrupts are held.
+    the device runs again, and their interrupts are held.  DMA that waits when the device is reset,
+    or has taken on the state of another, fails with ECANCELED: it is of the state before.
 
     :cvar identity: vendor, device, class ...
     :cvar bars: the BARs by number.
@@ -269,7 +278,8 @@ class DeviceModel:
         Called when a client first reads the state of a running device, and advanced with the lock
         held whenever it reads more; an empty piece says that there is nothing now.  What has
         changed since is left to :meth:`save_state`.  A generator is closed when the client is
-        through, or has given up: then nothing has been sent (``try: ... finally:``).
+        through, or has given up: then nothing has been sent (``try: ... finally:``).  An exception
+        is the end of the save: the client can only give up.
         """
         return iter(())
 
@@ -300,6 +310,27 @@ class DeviceModel:
     def dma_write(self, address: int, data: Buffer) -> None:
         """Write the client's memory; raises as :meth:`dma_read` does."""
         self.services.dma_write(address, data)
+
+    def dma_view(
+        self, address: int, size: int, writable: bool = False
+    ) -> AbstractContextManager[ByteArray]:
+        """The client's memory itself as bytes, shape (size,), while the context lasts.
+
+        ::
+
+            with self.dma_view(address, 4096) as page:
+                total = int(page.sum())
+
+        An unmap by the client, and a stop of the device, wait until the context is left, so it is
+        left soon.  Only for memory within one map, of a file that was passed and that is sealed
+        against being made shorter (a memfd with F_SEAL_SHRINK): with any other the client could
+        have the access end this process.
+
+        :param writable: the array may be written; all of it counts as written then.
+        :raises DMAError: ENOTSUP; the memory is not of that kind, and :meth:`dma_read` and
+            :meth:`dma_write` reach it, or say why not.  What they raise, otherwise.
+        """
+        return self.services.dma_view(address, size, writable)
 
     def bar_memory(self, bar: int) -> ByteArray:
         """The contents of a backed BAR as bytes, shape (size,)."""

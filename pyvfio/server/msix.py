@@ -42,6 +42,12 @@ class MSIXState:
             for (where, start), store in self._stores()
         )
 
+    def ranges(self, bar: int) -> list[tuple[int, int]]:
+        """(start, end) of the parts of a BAR that the table and the pending bits take, in order."""
+        return sorted(
+            (start, start + len(store)) for (where, start), store in self._stores() if where == bar
+        )
+
     def read(self, bar: int, offset: int, width: int) -> bytes:
         """``width`` bytes of a range that touches the table or the pending bits."""
         for (where, start), store in self._stores():

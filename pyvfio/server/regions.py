@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pyvfio.memory import ByteArray, MemoryKind, SharedMemory
+from pyvfio.native import mmio
+from pyvfio.native.serve import Area
 from pyvfio.server.config_space import ModelConfigSpace
 from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.interrupts import Interrupts
@@ -88,6 +90,19 @@ class Regions:
         """The contents of a backed BAR."""
         return self.backing[bar].array
 
+    def areas(self) -> Iterator[Area]:
+        """What is memory, and what are registers with callbacks: all but what the server keeps."""
+        for number, bar in self._model.bars.items():
+            memory = self.backing[number].address if bar.backed else 0
+            start = 0
+            for first, end in (*self._kept(number), (bar.size, bar.size)):
+                if start < first:
+                    yield Area(number, start, first, memory and memory + start)
+                start = end
+
+    def _kept(self, number: int) -> list[tuple[int, int]]:
+        return [] if self._msix is None else self._msix.ranges(number)
+
     def release(self) -> None:
         """Release the memory of the BARs."""
         for memory in self.backing.values():
@@ -108,8 +123,7 @@ class Regions:
             with self._model.lock, self._lock:
                 return self._config.read(offset, count)
         if self._is_memory(region, bar, offset, count):
-            with self._model.lock:
-                return self.backing[region].array[offset : offset + count].tobytes()
+            return self._read_memory(region, offset, count)
         data = bytearray()
         for at, width in _pieces(offset, count):
             deferred.check()
@@ -157,12 +171,16 @@ class Regions:
             if self._msix is not None and self._msix.overlaps(number, offset, width):
                 with self._lock:
                     return self._msix.read(number, offset, width)
-            if self._model.bars[number].backed:
-                return self.backing[number].array[offset : offset + width].tobytes()
+        if self._model.bars[number].backed:
+            return self._read_memory(number, offset, width)
+        return self.read_register(number, offset, width, deferred).to_bytes(width, "little")
+
+    def read_register(self, bar: int, offset: int, width: int, deferred: DeferredAnswers) -> int:
+        """Have the model read a register, aligned; raises as :meth:`read` does."""
+        with self._model.lock:
             self._check_runs()
-            answer = self._model.bar_read(number, offset, width)
-        value = operator.index(deferred.settle(answer))
-        return (value & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+            answer = self._model.bar_read(bar, offset, width)
+        return operator.index(deferred.settle(answer)) & mmio.ALL_ONES[width]
 
     def _write_register(
         self, number: int, offset: int, data: Buffer, deferred: DeferredAnswers
@@ -175,16 +193,32 @@ class Regions:
             self._write_memory(number, offset, data)
         else:
             value = int.from_bytes(data, "little")
-            with self._model.lock:
-                self._check_runs()
-                answer = self._model.bar_write(number, offset, len(data), value)
-            deferred.settle(answer)
+            self.write_register(number, offset, len(data), value, deferred)
 
-    def _write_memory(self, number: int, offset: int, data: Buffer) -> None:
+    def write_register(
+        self, bar: int, offset: int, width: int, value: int, deferred: DeferredAnswers
+    ) -> None:
+        """Have the model write a register, aligned; raises as :meth:`read` does."""
         with self._model.lock:
             self._check_runs()
-            contents = np.frombuffer(data, np.uint8)
-            self.backing[number].array[offset : offset + len(data)] = contents
+            answer = self._model.bar_write(bar, offset, width, value)
+        deferred.settle(answer)
+
+    # Memory: a register's width, aligned, is one access, and the model's lock is not held
+
+    def _read_memory(self, number: int, offset: int, count: int) -> Buffer:
+        memory = self.backing[number]
+        if count in mmio.READ and offset % count == 0:
+            return mmio.READ[count](memory.address + offset).to_bytes(count, "little")
+        return memory.array[offset : offset + count].tobytes()
+
+    def _write_memory(self, number: int, offset: int, data: Buffer) -> None:
+        self._check_runs()
+        memory, count = self.backing[number], len(data)
+        if count in mmio.WRITE and offset % count == 0:
+            mmio.WRITE[count](memory.address + offset, int.from_bytes(data, "little"))
+        else:
+            memory.array[offset : offset + count] = np.frombuffer(data, np.uint8)
 
     def _write_config(self, offset: int, data: Buffer, deferred: DeferredAnswers) -> None:
         with self._model.lock, self._lock:

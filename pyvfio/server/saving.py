@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from pyvfio.memory import ByteArray
 from pyvfio.server.contents import Contents
+from pyvfio.server.failures import FAILURES
 from pyvfio.server.saved_state import Kind, StateWriter
 from pyvfio.server.used_memory import differing
 
@@ -29,21 +31,40 @@ class Saving:
             self._sent = {bar: np.zeros(size, np.uint8) for bar, size in sizes.items()}
         self._buffer = bytearray(self._writer.start())
         self._precopy = contents.precopy()
+        self._failure: BaseException | None = None
         self._source: Iterator[bytes] = self._running() if running else iter(())
 
     def read(self, size: int) -> bytes:
         """The next bytes; fewer where there is nothing more now.
 
         :raises Exception: what the model fails with, in pre-copy.
+        :raises OSError: EIO; it has failed before, see :meth:`check`.
         """
+        self.check()
         while len(self._buffer) < size:
-            piece = next(self._source, b"")
+            piece = self._next()
             if not piece:
                 break
             self._buffer += piece
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
+
+    def _next(self) -> bytes:
+        try:
+            return next(self._source, b"")
+        except FAILURES as error:
+            self._failure = error
+            raise
+
+    def check(self) -> None:
+        """Refuse to go on where the model has failed: pieces are missing that it takes for sent.
+
+        :raises OSError: EIO.
+        """
+        if self._failure is not None:
+            reason = f"the model has failed in pre-copy: {self._failure!r}"
+            raise OSError(errno.EIO, reason) from self._failure
 
     def finish(self, parts: Mapping[Kind, bytes]) -> None:
         """The device has stopped: the rest of its state is the end of the stream.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from pyvfio.errors import ConnectionLost, DeviceClosed, VFIOError, VFIOTimeout
 from pyvfio.server.deferred import DeferredAnswers
+from pyvfio.server.direct import DirectService
 from pyvfio.server.dma_maps import DMAMaps
 from pyvfio.server.failures import FAILURES, errno_of, note
 from pyvfio.server.function import PCIFunction
@@ -109,8 +110,9 @@ class Session:
             name=self._channel.name,
         )
         self._function.attach_client(guest, requests.kicks)
+        direct = DirectService.of(self._channel, self._function, self._deferred, self._quotas)
         try:
-            self._carry_out_all(requests)
+            self._carry_out_all(requests, direct)
         finally:
             # What others wait for in the client's name ends first, so that nobody waits for them.
             self._deferred.end()
@@ -207,8 +209,12 @@ class Session:
 
     # Requests
 
-    def _carry_out_all(self, requests: Requests) -> None:
-        while self._channel.wait_for(self._inbox, None):
+    def _carry_out_all(self, requests: Requests, direct: DirectService | None) -> None:
+        while True:
+            if direct is not None:
+                direct.serve(self._has_other_work)
+            if not self._channel.wait_for(self._inbox, None):
+                return
             request = self._inbox.take(self._channel)
             if request is None:
                 return
@@ -219,6 +225,9 @@ class Session:
                 self._handle(requests, request)
             else:
                 close_fds(request.fds)
+
+    def _has_other_work(self) -> bool:
+        return self._stopping or self._inbox.ready()
 
     def _handle(self, requests: Requests, request: PeerRequest) -> None:
         answer = self._outcome(requests, request)

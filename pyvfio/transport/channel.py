@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One vfio-user socket in use: callers that wait for replies, and a peer that is served meanwhile.
 
-One thread at a time has the turn to read the socket: it completes everybody's requests, hands the
-peer's requests to ``on_request``, and finishes what the socket did not take at once.  A thread that
-waits takes the turn if it is free, so a request costs no switch between threads; when it has its
-answer it passes the turn to another that waits.  While nobody waits, the channel's own thread has
-it.  So the peer is served while a request of ours is outstanding, and while the program does
-something else altogether.
+One thread at a time has the turn to read the socket (:mod:`pyvfio.transport.turn`): it completes
+everybody's requests, hands the peer's requests to ``on_request``, and finishes what the socket did
+not take at once.  So the peer is served while a request of ours is outstanding, and while the
+program does something else altogether.
 
 Senders write directly while nothing is queued, so order is kept.  Time-outs leave the stream in
 step: the late reply is drained.  Loss of the peer completes every waiting caller at once.
@@ -15,16 +13,13 @@ step: the late reply is drained.  Loss of the peer completes every waiting calle
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
-import queue
 import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -37,11 +32,17 @@ from pyvfio.errors import (
     VFIOError,
     VFIOTimeout,
 )
+from pyvfio.native.serve import Area, Service
 from pyvfio.polling import milliseconds
 from pyvfio.transport import trace
 from pyvfio.transport.call import Call, Reply, Waiter
+from pyvfio.transport.exchange import PATIENCE, SENDING, WINDOW, Exchange, wanted
 from pyvfio.transport.send_queue import SendQueue
-from pyvfio.transport.sockets import close_fds, receive
+from pyvfio.transport.serving import Serving
+from pyvfio.transport.shared_queue import SharedSendQueue
+from pyvfio.transport.sockets import GONE, close_fds, receive
+from pyvfio.transport.turn import IDLE, Turn
+from pyvfio.transport.unread import Unread, UnreadByService
 from pyvfio.uapi.layout import Buffer
 from pyvfio.wire.commands import Role
 from pyvfio.wire.connection import (
@@ -59,21 +60,17 @@ from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 2 * WINDOW
 """Requests that may be unanswered at one time, also those that nobody waits for any more; more can
 block both ends of a socket."""
 
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
 
-IDLE = 0.001
-"""Seconds without a caller after which the channel's own thread takes the turn to read."""
-
 PeerRequest: TypeAlias = RequestReceived | RequestInvalid
 
 LEFT_TO_PARENT = "the connection is that of the process which forked; open one after the fork"
 
-_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 _Encode: TypeAlias = Callable[[], tuple[int | None, list[Buffer]]]
 """Makes a message: the id of a request that waits for its reply, and the buffers."""
 
@@ -108,7 +105,7 @@ class Channel:
         self.name = name
         self.timeout = timeout
         self._sock = sock
-        self._sock.setblocking(False)
+        self._sock.setblocking(True)  # what shall not wait says so
         self._connection = Connection(role, max_data)
         self._tracer: trace.Tracer | None = None
         self._on_request = on_request
@@ -116,33 +113,44 @@ class Channel:
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._queue = SendQueue(sock)
-        self._in_flight = 0
+        self.in_flight = 0
         self._lost: VFIOError | None = None
         self._closing = False
-        self._paused = False
+        self.paused = False
         self._hurried = False
-        # The thread that has the turn; the waiters who have it not sleep, and are passed it.
-        self._holder: int | None = None
+        self._turn = Turn(self, self._room, self._lock, f"vfio-user {name}")
         self._reader: int | None = None
-        self._waiters: list[Waiter] = []
-        self._waits = 0
-        self._standby = False
-        self._recall: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.unread = Unread()
+        self._service: Service | None = None
+        self._by_service: UnreadByService | None = None
         self._poller = select.poll()
         self._registered = -1
         self._wake_fd = -1
-        self._thread = threading.Thread(target=self._run, name=f"vfio-user {name}", daemon=True)
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._poller.register(self._wake_fd, select.POLLIN)
             self._tracer = trace.tracer(sock, role, name, twin)
             if self._tracer is not None:
                 self._connection.observer = self._tracer.received
+            self.exchange = self._make_exchange(role, twin)
             _open.add(self)
-            self._thread.start()
+            self._turn.start()
         except BaseException:
             self._drop_descriptors()
             raise
+
+    def _make_exchange(self, role: Role, twin: bool) -> Exchange:
+        likely = role is Role.CLIENT and not twin and self.timeout >= 10 * PATIENCE
+        is_open = likely and self._tracer is None and wanted()
+        return Exchange(
+            self,
+            self._sock,
+            lock=self._lock,
+            turn=self._turn,
+            connection=self._connection,
+            queue=self._queue,
+            is_open=is_open,
+        )
 
     # Requests of ours
 
@@ -168,7 +176,7 @@ class Channel:
 
         def encode() -> tuple[int | None, list[Buffer]]:
             call.number, buffers = self._encode(command, message, call)
-            self._in_flight += 1
+            self.in_flight += 1
             return call.number, buffers
 
         try:
@@ -190,6 +198,14 @@ class Channel:
 
         self._transmit(command, encode, (), room=self.timeout)
 
+    def post_encoded(self, command: Command, messages: bytes) -> None:
+        """Send messages that are not answered, encoded by who calls; raises as :meth:`post` does.
+
+        Not where they are traced, which would take them for one.
+        """
+        if not self.exchange.post(messages):
+            self._transmit(command, lambda: (None, [messages]), (), room=self.timeout)
+
     def post_write(self, write: RegionWrite) -> None:
         """Post a REGION_WRITE of at most 8 bytes to a peer that takes REGION_WRITE_MULTI.
 
@@ -208,15 +224,15 @@ class Channel:
         """Stop waiting for ``call`` unless it completed just now; raises :class:`VFIOTimeout`."""
         with self._lock:
             abandoned = self._abandon(call)
-            if self._over():  # whoever has its reply in hand may not get to it any more
-                call.complete(self._end_of(call))
+            if self.over():  # whoever has its reply in hand may not get to it any more
+                call.complete(self.end_of(call))
         if abandoned:
             raise self._timeout(call.command, seconds, "no reply", id=call.number)
         while not call.ready():  # it is being completed, unless that fails
             call.sleep(IDLE)
             with self._lock:
-                if self._over():
-                    call.complete(self._end_of(call))
+                if self.over():
+                    call.complete(self.end_of(call))
 
     def forget(self, call: Call) -> None:
         """Nobody waits for ``call`` any more: its caller was interrupted."""
@@ -228,7 +244,7 @@ class Channel:
 
     def _abandon(self, call: Call) -> bool:
         """Have a reply drained if it still comes; False where it has come, or none can."""
-        return not self._over() and self._connection.abandon(call.number)
+        return not self.over() and self._connection.abandon(call.number)
 
     # Answers to the peer
 
@@ -252,9 +268,33 @@ class Channel:
     def _answer(self, command: int, encode: _Encode, fds: Sequence[int]) -> None:
         if self._reader != threading.get_ident():
             self._transmit(command, encode, fds, room=math.inf, is_answer=True)
-        elif not self._over():
+        elif not self.over():
             with contextlib.suppress(DeviceClosed):  # another thread closes it just now
                 self._transmit(command, encode, fds, is_answer=True)
+
+    def serve_directly(self, areas: Sequence[Area], max_data: int) -> Serving | None:
+        """Have the peer's usual requests carried out where they are read.
+
+        :param areas: what is served.
+        :param max_data: data bytes in a message, at most.
+        :returns: None where that cannot be: a trace has to see every message.
+        """
+        if self._tracer is not None:
+            return None
+        service = Service(self._sock.fileno(), areas, max_data)
+        with self._lock:
+            self._queue = queue = SharedSendQueue(self._queue, service)
+            self._by_service = UnreadByService(service)
+            self._service = service
+        return Serving(
+            self,
+            self._sock,
+            service,
+            lock=self._lock,
+            turn=self._turn,
+            connection=self._connection,
+            queue=queue,
+        )
 
     # Life
 
@@ -265,9 +305,9 @@ class Channel:
 
     def pause_reading(self, paused: bool) -> None:
         """Take nothing more from the socket for now; replies to our requests wait as well."""
-        if paused != self._paused:
-            self._paused = paused
-            self._wake()
+        if paused != self.paused:
+            self.paused = paused
+            self.wake()
 
     def nudge(self) -> None:
         """Have whoever reads, or waits until the peer reads, look whether there is another reason.
@@ -275,17 +315,17 @@ class Channel:
         Takes no lock, so that a signal handler may call it.
         """
         self._hurried = True
-        self._wake()
+        self.wake()
 
     def give_up_peer(self, reason: str) -> None:
         """Take the peer for gone, though it may be there; not in ``on_request``."""
-        self._lose(ConnectionLost, reason)
+        self.lose(ConnectionLost, reason)
 
     def close(self) -> None:
         """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
         try:
             with self._lock:
-                self._room.wait_for(lambda: not self._queue or self._over(), LINGER)
+                self._room.wait_for(lambda: not self._queue or self.over(), LINGER)
         finally:  # a signal handler that raises cuts the wait short, not what follows
             self._end()
 
@@ -294,26 +334,19 @@ class Channel:
             if not self._closing:
                 self._note("closed")
             self._closing = True
+            self.exchange.close()
             self._room.notify_all()
-            self._wake()
-        self._step_back()
-        interrupt = self._join()
+            self.wake()
+        self._turn.step_back()
+        interrupt = self._turn.join()
         with self._lock:
-            self._room.wait_for(lambda: self._holder is None)  # who reads has seen that it is over
+            self._room.wait_for(
+                lambda: self._turn.holder is None
+            )  # who reads has seen that it is over
         self._finish_all()
         self._drop_descriptors()
         if interrupt is not None:
             raise interrupt
-
-    def _join(self) -> BaseException | None:
-        """Wait for the channel's own thread, which ends soon; returns what came in between."""
-        interrupt: BaseException | None = None
-        while self._thread.is_alive():
-            try:
-                self._thread.join()
-            except BaseException as error:
-                interrupt = error
-        return interrupt
 
     def after_fork(self) -> None:
         """In the child of a fork: leave the connection to the parent.
@@ -321,12 +354,12 @@ class Channel:
         Two processes cannot share a stream; and a child that kept the socket would keep the peer
         from hearing of the parent's end.
         """
-        # Who held these is not here to release them.
+        self.exchange.close()
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._waiters, self._holder, self._standby = [], None, False
+        self._turn.use(self._room, self._lock)
         self._drop_descriptors()
-        if not self._over():
+        if not self.over():
             self._lost = ConnectionLost(LEFT_TO_PARENT, uri=self.name)
             self._on_lost(self._lost)
 
@@ -334,10 +367,19 @@ class Channel:
         _open.discard(self)
         self._queue.drop()
         close_fds(self._connection.take_fds())
+        self.unread.drop()
+        self._drop_service()
         self._sock.close()
         fd, self._wake_fd = self._wake_fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _drop_service(self) -> None:
+        """Let go of its buffers, which are large for something to wait for a collection."""
+        if self._by_service is not None:
+            self._by_service.drop()
+            self._queue = SendQueue(self._sock)
+            self._by_service = self._service = None
 
     # Sending
 
@@ -366,6 +408,8 @@ class Channel:
                 self._wait_for_room(command, room)
             if slot:
                 self._wait_for_slot(command)
+            if self.exchange.active:
+                self._wait_for_border(command)
             number: int | None = None
             try:
                 number, buffers = encode()
@@ -373,14 +417,14 @@ class Channel:
             except VFIOError:
                 raise  # it cannot be encoded
             except BaseException as error:
-                if isinstance(error, OSError) and error.errno not in (None, *_GONE):
+                if isinstance(error, OSError) and error.errno not in (None, *GONE):
                     self._note("not sent", command=command_name(command), reason=str(error))
                     self._take_back(number)
                     raise
                 failure = error  # what is left of the message may be lost, and the step with it
         if failure is not None:
-            self._lose(ConnectionLost, str(failure) or "interrupted while sending")
-            if isinstance(failure, OSError) and failure.errno in _GONE:
+            self.lose(ConnectionLost, str(failure) or "interrupted while sending")
+            if isinstance(failure, OSError) and failure.errno in GONE:
                 raise self._lost_error(command) from failure
             raise failure  # a signal handler's, or there is no memory
 
@@ -415,7 +459,7 @@ class Channel:
         if self._tracer is not None:
             self._tracer.sent(buffers, fds)
         if self._queue.send(buffers, fds, is_answer):
-            self._wake()
+            self.wake()
 
     def _wait_for_room(self, command: int, seconds: float) -> None:
         timeout = None if seconds == math.inf else seconds
@@ -427,15 +471,21 @@ class Channel:
 
     def _wait_for_slot(self, command: int) -> None:
         def has_slot() -> bool:
-            return self._in_flight < MAX_IN_FLIGHT or self._over()
+            return self.in_flight < MAX_IN_FLIGHT or self.over()
 
         if not has_slot() and not self._room.wait_for(has_slot, self.timeout):
             reason = f"{MAX_IN_FLIGHT} requests are unanswered"
             raise self._timeout(command, self.timeout, reason)
         self._check_usable(command)
 
+    def _wait_for_border(self, command: int) -> None:
+        """Have C send all that it has begun with."""
+        while self.exchange.sending:
+            self._room.wait(SENDING)
+            self._check_usable(command)
+
     def _has_room(self) -> bool:
-        return not self._queue.is_full or self._hurried or self._over()
+        return not self._queue.is_full or self._hurried or self.over()
 
     def _check_usable(self, command: int) -> None:
         if self._lost is not None:
@@ -451,107 +501,34 @@ class Channel:
                 uri=self.name,
             )
 
-    # The turn to read
+    # Reading
 
     def wait_for(self, waiter: Waiter, seconds: float | None) -> bool:
-        """Wait until ``waiter`` is ready, reading the socket if nobody else does.
+        """Wait until ``waiter`` is ready; see :meth:`Turn.wait_for`."""
+        return self._turn.wait_for(waiter, seconds)
 
-        :param seconds: how long at most; None for ever.
-        :returns: whether it is ready; False as well when the channel is lost or closed.
-        """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        try:
-            with self._lock:
-                # Before the turn is asked for: whoever leaves it then sees that somebody waits.
-                self._waiters.append(waiter)
-                self._waits += 1
-            while not waiter.ready() and not self._over():
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    break
-                if self._take_turn():
-                    self._read_for(waiter, deadline)
-                else:
-                    waiter.sleep(left)
-            return waiter.ready()
-        finally:
-            try:
-                self._step_back(waiter)
-            except BaseException:  # a signal handler's: nobody may be left waiting for the turn
-                if self._holder == threading.get_ident():
-                    self._holder = None
-                self._lose(ConnectionLost, "interrupted")
-                raise
-
-    def _take_turn(self) -> bool:
-        # Not a lock of its own: who is interrupted on the way back must still be known to have it.
-        with self._lock:
-            if self._holder is not None:
-                return False
-            self._holder = threading.get_ident()
-            return True
-
-    def _step_back(self, waiter: Waiter | None = None) -> None:
-        """Wait no more, and leave the turn to somebody who does, or to the channel's own thread."""
-        with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if self._holder == threading.get_ident():
-                self._holder = None
-                if self._over():
-                    self._room.notify_all()
-            heir = self._waiters[0] if self._waiters and self._holder is None else None
-            standby, self._standby = self._standby, False
-        if heir is not None:
-            heir.wake()
-        if standby:
-            self._recall.put(None)
-
-    def _read_for(self, waiter: Waiter, deadline: float | None) -> None:
-        while not waiter.ready() and not self._over():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return
-            self._read_once(left)
-
-    def _run(self) -> None:
-        """The channel's own thread: has the turn while nobody waits."""
-        while not self._over():
-            waits = self._waits
-            if self._take_turn():
-                try:
-                    while waits == self._waits and not self._over():
-                        self._read_once(None)
-                finally:
-                    self._step_back()
-            else:
-                self._stand_by(waits)
-            # Callers come in bursts; between two of them the turn is not worth having.
-            while waits != self._waits and not self._over():
-                waits = self._waits
-                time.sleep(IDLE)
-
-    def _stand_by(self, waits: int) -> None:
-        """Sleep as long as the one who waits now does; a short wait is not worth it."""
-        time.sleep(IDLE)
-        with self._lock:
-            if not self._waiters or waits != self._waits or self._over():
-                return
-            self._standby = True
-        self._recall.get()
-
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Whether the peer is gone, or the channel is closed."""
         return self._closing or self._lost is not None
 
-    def _read_once(self, seconds: float | None) -> None:
+    def interrupted(self) -> None:
+        """A signal handler raised where the books could not be kept."""
+        self.lose(ConnectionLost, "interrupted")
+
+    def read_once(self, seconds: float | None) -> None:
         """Wait for the socket and do what it is ready for; only with the turn."""
-        ready = self._poll(seconds)  # who is interrupted here has not touched anything
+        # Who is interrupted here has not touched anything.
+        ready = self.await_event(seconds) if self._ahead() is None else []
         self._reader = threading.get_ident()
         try:
+            while self.unread:
+                self._read()
+            if self._by_service:
+                self._read()
             for fd, events in ready:
                 self._attend_to(fd, events)
         except RemoteProtocolError as error:
-            self._lose(RemoteProtocolError, error.reason, error.hint)
+            self.lose(RemoteProtocolError, error.reason, error.hint)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -560,21 +537,31 @@ class Channel:
     def _fail(self, error: BaseException) -> None:
         """Lose the connection; called where ``error`` is handled, which goes on if it must."""
         if isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno):
-            self._lose(ConnectionLost, str(error))
+            self.lose(ConnectionLost, str(error))
         elif threading.current_thread() is threading.main_thread():
             # A signal handler's: part of a message may be lost, and the step with it.
-            self._lose(ConnectionLost, str(error) or "interrupted while reading")
+            self.lose(ConnectionLost, str(error) or "interrupted while reading")
             raise error
         else:
             log.exception("%s: cannot go on", self.name)
-            self._lose(ConnectionLost, "an internal error, see the log")
+            self.lose(ConnectionLost, "an internal error, see the log")
 
-    def _poll(self, seconds: float | None) -> list[tuple[int, int]]:
+    def await_event(self, seconds: float | None) -> list[tuple[int, int]]:
+        """Wait for the socket, or to be woken; (descriptor, events) of what is to be attended to.
+
+        Only with the turn.
+        """
         interest = self._interest()
         if interest != self._registered:
             self._poller.register(self._sock, interest)
             self._registered = interest
         return self._poller.poll(milliseconds(seconds))
+
+    def attend_to_wake(self, events: Sequence[tuple[int, int]]) -> None:
+        """Take note of having been woken, of all that :meth:`await_event` has told."""
+        for fd, what in events:
+            if fd == self._wake_fd:
+                self._attend_to(fd, what)
 
     def _attend_to(self, fd: int, events: int) -> None:
         if fd == self._wake_fd:
@@ -589,7 +576,7 @@ class Channel:
 
     def _interest(self) -> int:
         with self._lock:
-            reading = not self._queue.is_flooded and not self._paused
+            reading = not self._queue.is_flooded and not self.paused
             return (select.POLLIN if reading else 0) | (select.POLLOUT if self._queue else 0)
 
     def _read(self) -> None:
@@ -600,20 +587,25 @@ class Channel:
 
     def _read_piece(self) -> bool:
         """Read what is missing of a header or a body; returns whether a body is to follow."""
-        got = receive(self._sock, self._connection.receive_buffer())
+        space, ahead = self._connection.receive_buffer(), self._ahead()
+        got = receive(self._sock, space) if ahead is None else ahead.take(space)
         if got is None:
             return False
         count, fds = got
         if not count:
             raise ConnectionResetError("the peer closed the connection")
         with self._lock:
-            if self._over():  # meanwhile, so that nobody waits for it
+            if self.over():  # meanwhile, so that nobody waits for it
                 close_fds(fds)
                 return False
             event = self._connection.received(count, fds)
         if event is not None:
             self._dispatch(event)
         return self._connection.in_body()
+
+    def _ahead(self) -> Unread | None:
+        """What C has read and nobody has taken."""
+        return self.unread if self.unread else (self._by_service or None)
 
     def _dispatch(self, event: Event) -> None:
         if isinstance(event, RequestReceived | RequestInvalid):
@@ -644,7 +636,11 @@ class Channel:
             self._queue.flush()
             self._room.notify_all()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever reads look at everything again."""
+        service = self._service
+        if service is not None:
+            service.hurry(True)
         fd = self._wake_fd
         if fd >= 0:
             # Without a lock, since signal handlers call it: it may be closed just now.
@@ -661,19 +657,20 @@ class Channel:
             close_fds(outcome.fds)
 
     def _free_slot(self) -> None:
-        if self._in_flight == MAX_IN_FLIGHT:
+        if self.in_flight == MAX_IN_FLIGHT:
             self._room.notify_all()
-        self._in_flight -= 1
+        self.in_flight -= 1
 
-    def _lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
+    def lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
         with self._lock:
             if self._lost is not None or self._closing:
                 return
             self._lost = kind(reason, uri=self.name, hint=hint)
+            self.exchange.close()
             self._note("protocol error" if kind is RemoteProtocolError else "lost", reason=reason)
             self._room.notify_all()
-            self._wake()
-            waiting = list(self._waiters)
+            self.wake()
+            waiting = list(self._turn.waiters)
             with contextlib.suppress(OSError):  # so that the peer knows, though we noticed
                 self._sock.shutdown(socket.SHUT_RDWR)
         self._finish_all()
@@ -685,9 +682,9 @@ class Channel:
         with self._lock:
             calls: list[Call] = self._connection.take_pending()
         for call in calls:
-            self._complete(call, self._end_of(call))
+            self._complete(call, self.end_of(call))
 
-    def _end_of(self, call: Call) -> VFIOError:
+    def end_of(self, call: Call) -> VFIOError:
         """What a call ends with that is not answered any more."""
         op, uri, lost = call.command.name, self.name, self._lost
         if lost is None:

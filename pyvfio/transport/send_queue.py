@@ -87,17 +87,18 @@ class WriteCollection(Outgoing):
 class SendQueue:
     """The outgoing side of a socket; not locked, its channel is.
 
-    :param sock: a non-blocking stream socket, which stays the channel's.
+    :param sock: a stream socket, which stays the channel's.
+    :ivar messages: what is queued.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._queue: deque[Outgoing] = deque()
+        self.messages: deque[Outgoing] = deque()
         self._bytes = self._fds = 0
         self._answer_bytes = self._answer_fds = 0
 
     def __bool__(self) -> bool:
-        return bool(self._queue)
+        return bool(self.messages)
 
     @property
     def is_full(self) -> bool:
@@ -115,8 +116,8 @@ class SendQueue:
 
     def seal(self) -> None:
         """Another message follows what is collected."""
-        if self._queue:
-            self._queue[-1].seal()
+        if self.messages:
+            self.messages[-1].seal()
 
     def send(self, buffers: Sequence[Buffer], fds: Sequence[int], is_answer: bool) -> bool:
         """Send a message, or what the socket takes of it, and queue the rest.
@@ -125,7 +126,7 @@ class SendQueue:
         :returns: whether something is queued.
         :raises OSError: nothing was sent or queued.
         """
-        sent = 0 if self._queue else send(self._sock, buffers, fds)
+        sent = 0 if self.messages else send(self._sock, buffers, fds)
         rest = payload_size(buffers) - sent
         if not rest:
             return False
@@ -138,9 +139,9 @@ class SendQueue:
         self, write: RegionWrite, encode: Callable[[RegionWriteMulti], list[Buffer]]
     ) -> bool:
         """Have a posted write go with others that wait; False where nothing does."""
-        if not self._queue or self.is_full:
+        if not self.messages or self.is_full:
             return False
-        last = self._queue[-1]
+        last = self.messages[-1]
         added = last.add(write) if isinstance(last, WriteCollection) else 0
         if added:
             self._count(last, added, 0)
@@ -150,8 +151,12 @@ class SendQueue:
             self._append(collection, collection.add(write))
         return True
 
+    def append(self, rest: bytes, is_answer: bool = False) -> None:
+        """Queue what the socket has not taken of a message that was begun."""
+        self._append(Outgoing(rest, (), is_answer), len(rest))
+
     def _append(self, outgoing: Outgoing, size: int) -> None:
-        self._queue.append(outgoing)
+        self.messages.append(outgoing)
         self._count(outgoing, size, len(outgoing.fds))
 
     def _count(self, outgoing: Outgoing, size: int, fds: int) -> None:
@@ -163,7 +168,7 @@ class SendQueue:
 
     def flush(self) -> None:
         """Send what the socket takes; raises OSError as ``socket.send`` does."""
-        while self._queue and self._flush_first(self._queue[0]):
+        while self.messages and self._flush_first(self.messages[0]):
             pass
 
     def _flush_first(self, outgoing: Outgoing) -> bool:
@@ -176,11 +181,11 @@ class SendQueue:
         outgoing.drop_fds()
         outgoing.data = outgoing.data[sent:]
         if not outgoing.data:
-            self._queue.popleft()
+            self.messages.popleft()
         return True
 
     def drop(self) -> None:
         """Close the descriptors of what will not be sent."""
-        for outgoing in self._queue:
+        for outgoing in self.messages:
             outgoing.drop_fds()
-        self._queue.clear()
+        self.messages.clear()

@@ -40,7 +40,9 @@ MAX_OVERHEAD = 64 * 1024
 MAX_ERRNO = 4095
 """Largest error number of Linux; another in a reply is taken for EIO."""
 
-_IDS = 1 << 16
+IDS = 1 << 15
+"""Ids that :meth:`Connection.request` gives, from 0; those above are for who encodes by itself."""
+
 # Plain integers: an IntFlag costs a microsecond wherever it meets an operator.
 _COMMAND_TYPE, _REPLY_TYPE = int(HeaderFlags.COMMAND), int(HeaderFlags.REPLY)
 _NO_REPLY_BIT, _ERROR_BIT = int(HeaderFlags.NO_REPLY), int(HeaderFlags.ERROR)
@@ -144,6 +146,8 @@ class Connection:
     :param role: which end this is.
     :param max_data: largest ``count`` of data bytes that this side takes in a request; bounds what
         is allocated for a message.
+    :ivar pending: the requests that wait for their replies, also those that were given up.
+    :ivar in_message: whether a part of a message has been received.
     :ivar observer: told of each message that is complete, before it is decoded; also of a header
         that is refused, with nothing of the payload.  It must not raise, nor keep what it is told.
     """
@@ -151,7 +155,8 @@ class Connection:
     def __init__(self, role: Role, max_data: int) -> None:
         self.role = role
         self._max_request = HEADER.size + MAX_OVERHEAD + max_data
-        self._pending: dict[int, _Pending] = {}
+        self.pending: dict[int, _Pending] = {}
+        self.in_message = False
         self._next_id = 0
         self._incoming = _Incoming()
         self._broken = ""
@@ -165,7 +170,7 @@ class Connection:
         """Encode a command; returns its id and the buffers to send.
 
         :raises LocalProtocolError: the command is not this role's, the payload is not of its
-            class, or 65,536 requests are unanswered.
+            class, or 32,768 requests are unanswered.
         """
         spec = COMMANDS[command]
         if spec.sender is not self.role:
@@ -176,16 +181,27 @@ class Connection:
         flags = _NO_REPLY_BIT if no_reply else _COMMAND_TYPE
         buffers = _frame(number, command, flags, 0, message)
         if not no_reply:
-            self._pending[number] = _Pending(command, message, token)
+            self.pending[number] = _Pending(command, message, token)
         return number, buffers
 
+    def frame(
+        self, number: int, command: Command, message: Request, no_reply: bool = False
+    ) -> list[Buffer]:
+        """A command as somebody else has encoded it, with an id that is not given here."""
+        return _frame(number, command, _NO_REPLY_BIT if no_reply else _COMMAND_TYPE, 0, message)
+
+    def adopt(self, number: int, command: Command, message: Request, token: Any) -> list[Buffer]:
+        """Take note of a command that somebody else has encoded and sent; returns it encoded."""
+        self.pending[number] = _Pending(command, message, token)
+        return self.frame(number, command, message)
+
     def _take_id(self) -> int:
-        if len(self._pending) >= _IDS:
-            raise LocalProtocolError("65,536 requests are unanswered")
-        while self._next_id in self._pending:
-            self._next_id = (self._next_id + 1) % _IDS
+        if len(self.pending) >= IDS:
+            raise LocalProtocolError("32,768 requests are unanswered")
+        while self._next_id in self.pending:
+            self._next_id = (self._next_id + 1) % IDS
         number = self._next_id
-        self._next_id = (number + 1) % _IDS
+        self._next_id = (number + 1) % IDS
         return number
 
     def abandon(self, number: int) -> bool:
@@ -193,7 +209,7 @@ class Connection:
 
         :returns: False where the reply has come already.
         """
-        pending = self._pending.get(number)
+        pending = self.pending.get(number)
         if pending is None:
             return False
         pending.token, pending.abandoned = None, True
@@ -201,7 +217,7 @@ class Connection:
 
     def forget(self, number: int) -> None:
         """Take back a request of which nothing was sent."""
-        del self._pending[number]
+        del self.pending[number]
 
     def reply(self, request: RequestReceived, message: Message) -> list[Buffer]:
         """Encode the reply to ``request``.
@@ -227,19 +243,23 @@ class Connection:
 
     def take_pending(self) -> list[Any]:
         """The tokens of all requests that wait for a reply, for when none will come."""
-        tokens = [entry.token for entry in self._pending.values() if not entry.abandoned]
-        self._pending.clear()
+        tokens = [entry.token for entry in self.pending.values() if not entry.abandoned]
+        self.pending.clear()
         return tokens
 
     def has_pending(self) -> bool:
         """Whether a request waits for its reply."""
-        return any(not entry.abandoned for entry in self._pending.values())
+        return any(not entry.abandoned for entry in self.pending.values())
 
     # Receiving
 
     def in_body(self) -> bool:
         """Whether a header has been read and its body is awaited."""
         return self._incoming.header is not None
+
+    def between_messages(self) -> bool:
+        """Whether nothing of a message has been read, and the stream is understood."""
+        return not (self._incoming.header or self._incoming.filled or self._broken)
 
     def receive_buffer(self) -> memoryview:
         """Where the next bytes of the stream belong; it never reaches into a further message."""
@@ -254,6 +274,7 @@ class Connection:
         incoming = self._incoming
         incoming.filled += count
         incoming.fds.extend(fds)
+        self.in_message = True
         try:
             if self._broken:
                 raise RemoteProtocolError(self._broken)
@@ -307,6 +328,7 @@ class Connection:
             self.observer(incoming.header, incoming.buffer, incoming.fds)
         event = self._event(incoming.header, incoming.buffer, incoming.fds)
         self._incoming = _Incoming()
+        self.in_message = False
         return event
 
     @staticmethod
@@ -332,7 +354,7 @@ class Connection:
         return header.size - HEADER.size
 
     def _reply_limit(self, header: Header) -> int:
-        pending = self._pending.get(header.id)
+        pending = self.pending.get(header.id)
         if pending is None:
             raise RemoteProtocolError(
                 f"reply {header.id} to {command_name(header.command)}, never asked"
@@ -373,7 +395,7 @@ class Connection:
         return spec
 
     def _reply_event(self, header: Header, payload: memoryview, fds: tuple[int, ...]) -> Event:
-        pending = self._pending.pop(header.id)
+        pending = self.pending.pop(header.id)
         if pending.abandoned:
             return ReplyDropped(header.id, fds)
         if header.flags & _ERROR_BIT:

@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
+from pyvfio import program
 from pyvfio.pci.device import PCIDevice
+from pyvfio.uapi import pci
 from pyvfio.uapi.pci import CapabilityID, Command, ExtendedCapabilityID
 
 
@@ -67,3 +73,21 @@ def test_bytes_words_and_dwords_of_one_register_agree(edu: PCIDevice) -> None:
     assert config.read8(0) | config.read8(1) << 8 == config.read16(0)
     assert config.read16(0) | config.read16(2) << 16 == config.read32(0)
     assert config.read_bytes(0, 4) == config.read32(0).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("way", ["register", "byte", "bytes", "many", "program"])
+def test_each_way_to_write_the_command_is_known_when_the_device_has_lost_it(
+    edu: PCIDevice, way: str
+) -> None:
+    config, value = edu.config, int(Command.MEMORY | Command.MASTER)
+    config.command = Command.MEMORY
+    assert config.known_command == Command.MEMORY
+    ways: dict[str, Callable[[], None]] = {
+        "register": lambda: config.write16(pci.COMMAND.offset, value),
+        "byte": lambda: config.write8(pci.COMMAND.offset, value),
+        "bytes": lambda: config.write_bytes(pci.COMMAND.offset, value.to_bytes(2, "little")),
+        "many": lambda: config.write_many([pci.COMMAND.offset], [value], 2),
+        "program": lambda: config.run(program.program(program.write(4, value, 2))),
+    }
+    ways[way]()
+    assert config.known_command == Command.MEMORY | Command.MASTER

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from pyvfio.drivers.edu import EduDriver
@@ -249,3 +250,79 @@ def test_edu_drops_a_write_of_the_wrong_width(edu: PCIDevice, width: int) -> Non
 def test_edu_takes_both_widths_in_the_registers_of_its_dma(edu: PCIDevice, width: int) -> None:
     WRITE[width](edu.bars[0], Edu.DMA_SOURCE, 0x1234_5000)
     assert READ[width](edu.bars[0], Edu.DMA_SOURCE) == 0x1234_5000
+
+
+# Many writes
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_many_writes_are_one_access_each_of_their_width(testdev: PCIDevice, width: int) -> None:
+    bar = testdev.bars[REGISTERS]
+    bar.write_many([Dev.SCRATCH] * 500, np.arange(500) % 256, width)
+    assert (accesses(bar), bar.read32(Dev.WIDTH)) == (500, width)
+
+
+def test_many_writes_are_made_in_their_order(testdev: PCIDevice) -> None:
+    bar = testdev.bars[REGISTERS]
+    places = np.array([0, 4, 0, 4, 0]) + Dev.SCRATCH
+    bar.write_many(places, [1, 2, 3, 4, 5])
+    bar.write32(Dev.SCRATCH + 4, 6)
+    assert bar.read64(Dev.SCRATCH) == 6 << 32 | 5
+
+
+@pytest.mark.parametrize("posted", [True, False])
+def test_many_writes_are_done_before_what_follows(testdev: PCIDevice, posted: bool) -> None:
+    bar = testdev.bars[REGISTERS]
+    bar.posted = posted
+    for count in (1, 199, 200, 201, 1000, 1001, 2500):
+        bar.write_many(Dev.SCRATCH, np.arange(count))
+        assert bar.read32(Dev.SCRATCH) == count - 1
+
+
+def test_many_writes_reach_mapped_memory(testdev: PCIDevice) -> None:
+    bar = testdev.bars[MEMORY]
+    bar.write_many(range(0, 4000, 8), np.arange(500, dtype=np.uint64) << 40, 8)
+    assert [bar.read64(8 * at) for at in (0, 1, 499)] == [0, 1 << 40, 499 << 40]
+
+
+@pytest.mark.parametrize(
+    "offset",
+    [4096, 4094, Dev.SCRATCH + 2],
+    ids=["behind the region", "over its end", "not aligned"],
+)
+def test_of_many_writes_none_is_made_where_one_has_no_place(
+    testdev: PCIDevice, offset: int
+) -> None:
+    bar = testdev.bars[REGISTERS]
+    with pytest.raises(RegionError) as caught:
+        bar.write_many([Dev.SCRATCH, offset], 1)
+    assert caught.value.errno == errno.EINVAL
+    assert accesses(bar) == 0
+
+
+@pytest.mark.parametrize(
+    ("offsets", "values", "width"),
+    [
+        ([Dev.SCRATCH], [1 << 32], 4),
+        ([Dev.SCRATCH], [-1], 4),
+        ([-4], [1], 4),
+        ([Dev.SCRATCH], [1.5], 4),
+        ([Dev.SCRATCH] * 2, [1, 2, 3], 4),
+        ([[Dev.SCRATCH]], [[1]], 4),
+        ([Dev.SCRATCH], [1], 3),
+    ],
+    ids=["too large", "negative", "before the region", "no integer", "not as many", "2-D", "width"],
+)
+def test_many_writes_that_make_no_sense_are_refused(
+    testdev: PCIDevice, offsets: list[int], values: list[int], width: int
+) -> None:
+    bar = testdev.bars[REGISTERS]
+    with pytest.raises(ValueError, match=r"."):
+        bar.write_many(offsets, values, width)
+    assert accesses(bar) == 0
+
+
+def test_no_writes_at_all_are_many_enough(testdev: PCIDevice) -> None:
+    bar = testdev.bars[REGISTERS]
+    bar.write_many([], [])
+    assert accesses(bar) == 0

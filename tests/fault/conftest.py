@@ -18,6 +18,14 @@ from tests.fault.raw import RawClient
 from tests.support import ServerProcess
 
 
+@pytest.fixture(params=["C", "general"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How clients make the usual exchanges; whichever it is, nothing else may differ."""
+    way: str = request.param
+    monkeypatch.setenv("PYVFIO_NATIVE_CHANNEL", "1" if way == "C" else "0")
+    return way
+
+
 @pytest.fixture
 def edu_client(edu_server: ServerProcess) -> Iterator[RawClient]:
     """A client of a freshly reset edu device."""

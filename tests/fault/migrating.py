@@ -113,6 +113,14 @@ class Streaming(Movable):
         self.load_precopy_data(data)
 
 
+class Breaking(Streaming):
+    """Fails when its second piece is asked for."""
+
+    def precopy_data(self) -> Iterator[bytes]:
+        yield b"[]"
+        raise OSError(errno.ENODATA, "there is no second one")
+
+
 class Careless(Small):
     """Threads of its own that know nothing of migration, and work all the time.
 

@@ -62,6 +62,7 @@ with storm() as signals, pyvfio.open(sys.argv[1], secure_dma=True) as dev:
 """
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     "program", [TEN_THOUSAND_REQUESTS, TRAFFIC], ids=["10,000 requests", "traffic both ways"]
 )
@@ -184,6 +185,7 @@ print(interrupted, "interrupted", lost, "lost", round, "rounds")
 """
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("kind", ["KeyboardInterrupt", "TimeoutError", "Alarm"])
 def test_a_handler_that_raises_hangs_nobody_and_wrongs_nothing(
     edu_server: ServerProcess, kind: str
@@ -249,6 +251,7 @@ USES = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("use", "outcome"), USES.values(), ids=USES)
 def test_a_child_cannot_use_or_disturb_the_device_of_its_parent(
     edu_server: ServerProcess, use: str, outcome: str

@@ -439,6 +439,42 @@ def test_a_server_that_does_not_log_again_is_not_trusted(orphan: PCIDevice) -> N
         assert pages(orphan) == pages(orphan) == list(range(256))
 
 
+@pytest.fixture
+def exposed(socket_folder: Path) -> Iterator[PCIDevice]:
+    """A device whose server had to write by messages, and is gone."""
+    path = socket_folder / "exposed.sock"
+    with SharedMemory(SIZE) as memory:
+        with RawServer(path) as server:
+            server.capabilities = b'{"capabilities":{"max_msg_fds":0}}\0'
+            device = pyvfio.open(server.uri)
+            device.dma.map(memory, iova=BASE)
+            assert device.dma.dirty.start() is DirtyKind.WRITES
+        with device:
+            yield device
+
+
+def test_a_server_that_takes_descriptors_after_one_that_took_none_logs(exposed: PCIDevice) -> None:
+    with another(exposed) as server:
+        server.capabilities = SHARED % (1 << 20)
+        logger = Logger(server)
+        exposed.reconnect(timeout=5)
+        assert exposed.dma.dirty.kind is DirtyKind.DEVICE
+        assert pages(exposed) == list(range(256))
+        logger.dirty = [(BASE + 3 * PAGE, 1)]
+        assert pages(exposed) == [3]
+
+
+def test_a_server_that_takes_descriptors_and_does_not_log_is_not_trusted(
+    exposed: PCIDevice,
+) -> None:
+    with another(exposed) as server:
+        server.capabilities = SHARED % (1 << 20)
+        Logger(server).replace[LOGGING_START] = lambda message: refusal(message, errno.ENOTSUP)
+        exposed.reconnect(timeout=5)
+        assert exposed.dma.dirty.kind is DirtyKind.EVERYTHING
+        assert pages(exposed) == pages(exposed) == list(range(256))
+
+
 def test_a_server_that_dies_when_it_is_to_log_again_stays_lost(orphan: PCIDevice) -> None:
     with another(orphan) as server:
 

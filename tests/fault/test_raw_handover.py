@@ -8,6 +8,9 @@ source goes on before anything else is done.
 from __future__ import annotations
 
 import errno
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -350,12 +353,14 @@ def test_where_the_destination_refuses_to_run_the_error_says_who_runs(pair: Pair
     assert pair.states == (RUNNING, STOP)
 
 
-def test_a_stopped_source_goes_on_before_the_destination_is_reset(pair: Pair) -> None:
+def test_a_stopped_source_stays_so_where_the_copy_fails(pair: Pair) -> None:
+    """And the destination is not reset: beside it, RUNNING would look like a hand-over."""
     pair.here.state = pair.there.state = STOP
     pair.there.refusals[STOP] = errno.EINVAL, ERROR
-    with pytest.raises(MigrationError):
+    with pytest.raises(MigrationError) as caught:
         pair.migrate()
-    assert pair.steps[-2:] == [(SOURCE, RUNNING), (DESTINATION, RESET)]
+    assert "was stopped before" in caught.value.__notes__[0]
+    assert pair.states == (STOP, ERROR)
 
 
 def test_a_stopped_source_stays_so_where_the_destination_has_it_as_well(pair: Pair) -> None:
@@ -393,6 +398,80 @@ def test_whatever_is_raised_in_the_midst_has_the_source_go_on_first(pair: Pair) 
     with pytest.raises(Interrupted):
         migrate(pair.source, pair.destination, resume=True, progress=stop)
     assert pair.steps[-2:] == [(SOURCE, RUNNING), (DESTINATION, RESET)]
+
+
+# Signals
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGUSR1 raises :class:`Interrupted`, as SIGINT does KeyboardInterrupt."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt_at(side: Side, wanted: int) -> None:
+    """Send a signal when it has gone to a state, once, before it answers."""
+
+    def action(message: Message) -> None:
+        side.server.handlers[raw.DEVICE_FEATURE] = side.feature
+        side.state = wanted
+        time.sleep(0.05)  # the client waits for the answer by now
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(0.05)
+        side.server.peer.send(raw.answer(message, message.payload))
+
+    side.at(wanted, action)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_a_destination_that_runs_when_a_signal_comes_keeps_the_device(pair: Pair) -> None:
+    interrupt_at(pair.there, RUNNING)
+    with pytest.raises(Interrupted) as caught:
+        pair.migrate()
+    assert pair.states == (STOP, RUNNING)
+    assert f"{pair.destination.uri} runs, " in caught.value.__notes__[0]
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_a_second_signal_does_not_cost_the_source_its_state(pair: Pair) -> None:
+    def stop(transfer: Transfer) -> None:
+        if transfer.stopped:
+            interrupt_at(pair.here, RUNNING)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        migrate(pair.source, pair.destination, resume=True, progress=stop)
+    assert (pair.here.state, pair.here.resets) == (RUNNING, 0)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_a_signal_while_a_device_that_is_kept_running_stops_has_it_go_on(pair: Pair) -> None:
+    interrupt_at(pair.here, STOP)
+    with pytest.raises(Interrupted):
+        saved(pair, keep_running=True)
+    assert pair.here.state == RUNNING
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_a_signal_behind_a_state_that_is_safe_leaves_the_device_stopped(pair: Pair) -> None:
+    interrupt_at(pair.here, STOP)
+    with pytest.raises(Interrupted) as caught:
+        saved(pair, keep_running=False)
+    assert "left stopped" in caught.value.__notes__[0]
+    assert pair.here.state == STOP
+
+
+def test_a_device_that_is_kept_running_goes_on_where_its_stop_is_not_answered(pair: Pair) -> None:
+    pair.here.at(STOP, lambda _: None)
+    with pytest.raises(VFIOTimeout):
+        saved(pair, keep_running=True)
+    assert pair.here.state == RUNNING
 
 
 # Who dies

@@ -503,6 +503,44 @@ def test_a_refused_read_leaves_the_device_running(device: PCIDevice, server: Raw
     assert device.migration.state is DeviceState.RUNNING
 
 
+def test_a_save_with_a_read_that_was_not_answered_can_only_be_given_up(
+    impatient: PCIDevice, model: MigratingDevice, server: RawServer
+) -> None:
+    def loses(_: Message) -> None:
+        model.rest.popleft()
+        server.handlers[raw.MIG_DATA_READ] = model.read
+
+    model.rest.extend([b"lost", b"rest"])
+    server.handlers[raw.MIG_DATA_READ] = loses
+    f = impatient.migration.save()
+    with pytest.raises(VFIOTimeout):
+        f.read(100)
+    with pytest.raises(MigrationError, match="earlier read or write has failed"):
+        f.read(100)
+    with pytest.raises(MigrationError, match="end was not read"):
+        f.finish()
+    assert not f.complete
+    f.close()
+    assert model.states == [STOP_COPY, RUNNING]
+
+
+def test_a_load_with_a_write_that_was_not_answered_can_only_be_given_up(
+    impatient: PCIDevice, model: MigratingDevice, server: RawServer
+) -> None:
+    server.handlers[raw.MIG_DATA_WRITE] = lambda message: model.loaded.extend(message.payload[8:])
+    f = impatient.migration.load()
+    with pytest.raises(VFIOTimeout):
+        f.write(b"taken")
+    server.handlers[raw.MIG_DATA_WRITE] = model.write
+    for again in (lambda: f.write(b"taken"), f.finish):
+        with pytest.raises(MigrationError, match="earlier read or write has failed"):
+            again()
+    with pytest.raises(MigrationError, match="the device was reset"):
+        f.close()
+    f.close()
+    assert (bytes(model.loaded), model.states, model.resets) == (b"taken", [RESUMING], 1)
+
+
 def test_a_server_that_dies_in_the_middle_of_a_save_is_lost(
     device: PCIDevice, model: MigratingDevice, server: RawServer
 ) -> None:
@@ -532,14 +570,14 @@ def test_a_device_that_was_stopped_stays_so_after_a_save_that_fails(
     assert model.states == [STOP, STOP_COPY, STOP]
 
 
-def test_a_device_that_cannot_go_on_after_a_save_that_fails_is_reset(
+def test_a_device_that_cannot_go_on_after_a_save_that_fails_is_left_whole(
     device: PCIDevice, model: MigratingDevice
 ) -> None:
     model.refusals[RUNNING] = errno.EIO, None
     with pytest.raises(Interrupted) as caught, device.migration.save():
         raise Interrupted
-    assert "was reset, and is in RUNNING" in caught.value.__notes__[0]
-    assert model.resets == 1
+    assert "was put back to STOP" in caught.value.__notes__[0]
+    assert (model.state, model.resets) == (STOP, 0)
 
 
 def test_a_save_that_is_left_before_its_end_says_so(

@@ -25,7 +25,6 @@ from pathlib import Path
 import pytest
 
 import pyvfio
-from pyvfio.backends.user.container_io import WINDOW
 from pyvfio.errors import (
     ConnectionLost,
     DeviceClosed,
@@ -41,10 +40,13 @@ from pyvfio.errors import (
 )
 from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
+from pyvfio.transport.exchange import WINDOW
 from pyvfio.uapi.vfio import DMAMapFlags
 from tests.fault import raw
 from tests.fault.raw import Message, RawServer, answer, unhex
 from tests.support import ROOT, eventually, in_threads, open_fds, resident
+
+pytestmark = pytest.mark.usefixtures("way")
 
 PAGE = 4096
 TIMEOUT = 0.3
@@ -1603,6 +1605,7 @@ def test_descriptors_with_a_servers_command_are_refused_and_closed(
     server: RawServer, device: PCIDevice
 ) -> None:
     with device.dma.alloc(PAGE) as buffer, memfd(PAGE) as fd:
+        assert in_step(device, server)  # and the server has let go of the buffer's descriptor
         before = len(open_fds())
         server.peer.send(raw.frame(raw.DMA_READ, raw.dma_range(buffer.iova, 4)), [fd, fd])
         assert server.replies.get(timeout=raw.SECONDS).error == errno.EINVAL

@@ -33,6 +33,7 @@ from tests.fault.clients import (
 )
 from tests.fault.moving import (
     connected,
+    data_read,
     data_write,
     feature,
     go,
@@ -230,6 +231,19 @@ def test_a_model_that_sent_in_a_session_that_is_over_sends_all_again(
         load(client, stream)
         go(client, RUNNING)
         assert client.read32(BAR0, 0x40) == 7
+
+
+def test_a_pre_copy_in_which_the_model_has_failed_can_only_be_given_up(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    with connected(serve("tests.fault.migrating:Breaking")) as client:
+        go(client, PRE_COPY)
+        assert client.refused(raw.MIG_DATA_READ, data_read(PIECE)) == errno.ENODATA
+        assert client.refused(raw.MIG_DATA_READ, data_read(PIECE)) == errno.EIO
+        assert refuses(client, STOP_COPY) == errno.EIO
+        assert state(client) == PRE_COPY
+        go(client, RUNNING)
+        save_again(client)
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096, PIECE])

@@ -44,7 +44,7 @@ from tests.fault.clients import (
     prepare_test_dma,
     start_test_dma,
 )
-from tests.fault.moving import connected, go, load, read_all, save, state, to_state
+from tests.fault.moving import connected, go, load, read_all, save, state, to_state, write_all
 from tests.fault.raw import RawClient, fired
 from tests.fault.raw_migration import (
     ERROR,
@@ -265,6 +265,25 @@ def test_a_thread_that_waits_fails_when_the_device_is_reset(careless: ServerProc
             tries += 1
             assert tries < 1000
         assert state(client) == RUNNING
+
+
+def test_a_thread_that_waits_fails_when_another_state_is_loaded(careless: ServerProcess) -> None:
+    with memfd(PAGE) as fd, connected(careless) as client:
+        idle = save(client)
+        client.done(raw.RESET)
+        client.enable_bus_master()
+        map_file(client, fd)
+        tries = 0
+        while client.read32(BAR0, FAILED) != errno.ECANCELED:
+            start_turn(client)
+            go(client, STOP, RESUMING)  # the thread may be faster
+            write_all(client, idle)
+            go(client, STOP)
+            os.pwrite(fd, bytes(8), 0)
+            go(client, RUNNING)
+            client.enable_bus_master()
+            tries += 1
+            assert tries < 1000
 
 
 def test_a_server_ends_while_a_thread_waits(serve: Callable[..., ServerProcess]) -> None:

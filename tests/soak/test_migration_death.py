@@ -30,7 +30,7 @@ from tests.soak import LONG
 from tests.soak.test_sudden_death import Strike
 from tests.support import ROOT, ServerProcess
 
-KILLS = 200 if LONG else 6
+KILLS = 200 if LONG else 3
 TOOL, SOURCE, DESTINATION = VICTIMS = ("tool", "source", "destination")
 NOBODY = "nobody"
 IN_TIME = 20.0

@@ -8,15 +8,22 @@ import shutil
 
 import pytest
 
+NEEDS = {"assembler": ("as", "ld"), "watcher": ("cc",)}
+"""Markers of tests that are for x86-64, and the programs that they need."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "assembler: needs GNU as and ld for x86")
+    for marker, programs in NEEDS.items():
+        config.addinivalue_line("markers", f"{marker}: needs {' and '.join(programs)} for x86-64")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without an assembler, what needs it is not run."""
-    if platform.machine() == "x86_64" and shutil.which("as") and shutil.which("ld"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("assembler")]
+    """Without a program, what needs it is not run."""
+    absent = [marker for marker, programs in NEEDS.items() if not all(map(_is_here, programs))]
+    left_out = [item for item in items if any(map(item.get_closest_marker, absent))]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def _is_here(program: str) -> bool:
+    return platform.machine() == "x86_64" and shutil.which(program) is not None

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pyvfio import eventfd
 from pyvfio.base import VFIOBase
 from pyvfio.pci.device import PCIDevice
-from pyvfio.region import Posting
+from pyvfio.posting import Posting
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import (
     PCIIRQ,

@@ -8,6 +8,7 @@ import math
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -71,6 +72,11 @@ class Services:
 
     def send_msi(self, vector: int) -> None:
         self.messages.append(vector)
+
+    def dma_view(
+        self, address: int, size: int, writable: bool
+    ) -> AbstractContextManager[ByteArray]:
+        raise NotImplementedError
 
     def bar_memory(self, bar: int) -> ByteArray:
         raise NotImplementedError

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import resource
+import select
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +26,9 @@ from pyvfio.errors import (
     RemoteProtocolError,
     ResetError,
     UnsupportedError,
+    VFIOTimeout,
 )
+from pyvfio.irq import IRQSet
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DeviceFlags, DMAMapFlags, IRQFlags, IRQSetFlags
 from pyvfio.vectors import (
@@ -318,6 +324,19 @@ def test_who_waits_is_woken_when_the_device_is_lost(dev: FakeDevice) -> None:
     ]
 
 
+@pytest.mark.parametrize("timeout", [None, SOON])
+def test_all_who_wait_for_a_vector_are_woken(dev: FakeDevice, timeout: float | None) -> None:
+    irqs = dev.enable_irqs(MSIX, 1)
+    waits = [irqs[0].wait, irqs.wait, irqs[0].wait, irqs.wait, irqs[0].wait]
+    with ThreadPoolExecutor(len(waits)) as pool:
+        waiting = [pool.submit(wait, timeout) for wait in waits]
+        time.sleep(0.02)
+        dev.lose("gone")
+        found = [type(future.exception(SOON)) for future in waiting]
+    assert found == [ConnectionLost] * len(waits)
+    irqs.release()
+
+
 def test_what_fired_before_the_device_was_lost_is_not_delivered(dev: FakeDevice) -> None:
     irqs = dev.enable_irqs(MSIX, 1)
     os.eventfd_write(irqs[0].fileno(), 1)
@@ -368,6 +387,145 @@ def test_the_last_who_waits_closes_the_descriptor(dev: FakeDevice) -> None:
     irqs.close()
     thread.join(SOON)
     assert eventually(lambda: fd not in open_fds())
+
+
+# Any vector of a set
+
+
+@pytest.fixture
+def many(dev: FakeDevice) -> Iterator[IRQSet]:
+    """All vectors that MSI-X can have."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    dev.io.vectors = MAX_VECTORS
+    with dev.enable_irqs(MSIX, MAX_VECTORS) as irqs:
+        yield irqs
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def signal(irqs: IRQSet, *vectors: int) -> None:
+    """Have vectors fire."""
+    for vector in vectors:
+        os.eventfd_write(irqs[vector].fileno(), 1)
+
+
+def test_one_wait_is_for_2048_vectors(many: IRQSet) -> None:
+    signal(many, 2047, 5, 0, 5)
+    assert many.wait(SOON) == [0, 5, 2047]
+    assert [many[vector].total for vector in (0, 4, 5, 2047)] == [1, 0, 2, 1]
+    signal(many, *range(2048))
+    assert many.wait(SOON) == list(range(2048))
+    with pytest.raises(VFIOTimeout, match="wait for MSIX vectors on fake:x"):
+        many.wait(0)
+
+
+def test_a_wait_for_any_vector_ends_when_one_fires(dev: FakeDevice) -> None:
+    irqs = dev.enable_irqs(MSIX, 8)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(irqs.wait)
+        signal(irqs, 6)
+        assert waiting.result(SOON) == [6]
+
+
+@pytest.mark.parametrize("timeout", [-1.0, 0, 1e300, float("inf"), None])
+def test_every_time_out_is_taken(dev: FakeDevice, timeout: float | None) -> None:
+    irqs = dev.enable_irqs(MSIX, 2)
+    for wait, fired in ((irqs.wait, [1]), (irqs[1].wait, 1)):
+        signal(irqs, 1)
+        assert wait(timeout) == fired
+        if timeout is not None and timeout <= 0:
+            with pytest.raises(VFIOTimeout):
+                wait(timeout)
+
+
+def test_what_a_vector_was_waited_for_is_gone_from_its_set(dev: FakeDevice) -> None:
+    irqs = dev.enable_irqs(MSIX, 8)
+    signal(irqs, 1, 2)
+    assert irqs[1].wait(SOON) == 1
+    assert irqs.wait(SOON) == [2]
+    with pytest.raises(VFIOTimeout):
+        irqs[2].wait(0)
+
+
+def test_tasks_wait_for_any_vector(dev: FakeDevice) -> None:
+    irqs = dev.enable_irqs(MSIX, 8)
+
+    async def use() -> tuple[list[int], list[list[int]]]:
+        asyncio.get_running_loop().call_later(0.01, signal, irqs, 3, 4)
+        first, seen = await irqs, []
+        signal(irqs, 1)
+        async for fired in irqs:
+            seen.append(fired)
+            signal(irqs, 7)
+            if len(seen) == 3:
+                irqs.release()
+        return first, seen
+
+    assert asyncio.run(use()) == ([3, 4], [[1], [7], [7]])
+
+
+def test_a_closed_set_is_not_waited_for(dev: FakeDevice) -> None:
+    irqs = dev.enable_irqs(MSIX, 8)
+    irqs.close()
+    with pytest.raises(DeviceClosed):
+        irqs.wait(0)
+
+
+def test_who_waits_for_any_vector_is_woken_by_a_close(dev: FakeDevice) -> None:
+    before = open_fds()
+    irqs = dev.enable_irqs(MSIX, 8)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(irqs.wait) for _ in range(3)]
+        time.sleep(0.02)
+        irqs.close()
+        assert [type(future.exception(SOON)) for future in waiting] == [DeviceClosed] * 3
+    assert open_fds() == before
+
+
+def test_a_peer_that_keeps_the_descriptors_keeps_nobody_waiting(dev: FakeDevice) -> None:
+    irqs = dev.enable_irqs(MSIX, 2)
+    kept = [os.dup(fd) for fd in irqs.filenos()]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(irqs.wait)
+        time.sleep(0.02)
+        irqs.close()
+        assert isinstance(waiting.exception(SOON), DeviceClosed)
+    for fd in kept:
+        os.close(fd)
+
+
+def test_a_loss_at_any_moment_is_no_signal_of_a_set(dev: FakeDevice) -> None:
+    irqs = dev.enable_irqs(MSIX, 2)
+    dev.after_check = lambda: dev.lose("gone")
+    with pytest.raises(ConnectionLost):
+        irqs.wait(0.1)
+    assert [irq.total for irq in irqs] == [0, 0]
+
+
+def test_no_descriptor_for_a_set_leaves_none_open(
+    dev: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    irqs = dev.enable_irqs(MSIX, 2)
+    before, make = open_fds(), select.epoll
+
+    class Full:
+        """An instance that takes one descriptor."""
+
+        def __init__(self) -> None:
+            self._epoll = make()
+            self.fileno, self.close = self._epoll.fileno, self._epoll.close
+
+        def register(self, fd: int, events: int) -> None:
+            if fd == irqs[1].fileno():
+                raise OSError(errno.ENOSPC, "?")
+            self._epoll.register(fd, events)
+
+    monkeypatch.setattr(select, "epoll", Full)
+    with pytest.raises(IRQError, match=r"wait for MSIX vectors on fake:x: .*ENOSPC"):
+        irqs.wait(0)
+    assert open_fds() == before
+    irqs.close()
+    assert len(open_fds()) == len(before) - 2
 
 
 # Names

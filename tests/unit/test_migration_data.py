@@ -12,7 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyvfio.backends.ioctl import device_io
+from pyvfio.backends.ioctl.device_io import KernelDeviceIO
 from pyvfio.backends.ioctl.migration_data import MigrationData
+from pyvfio.uapi import vfio
 from pyvfio.uapi.vfio import DeviceState
 from tests.support import open_fds
 
@@ -124,3 +127,24 @@ def test_a_session_may_be_closed_twice(data: MigrationData, pipe: tuple[int, int
     data.close()
     data.close()
     assert pipe[1] not in open_fds()
+
+
+@pytest.mark.parametrize("how", ["reset", "hot_reset"])
+def test_a_session_ends_with_a_reset_of_either_kind(
+    how: str, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(_: int, __: int, request: bytearray) -> int:
+        request[-vfio.FEATURE_STATE.size :] = vfio.FEATURE_STATE.pack(
+            DeviceState.STOP_COPY, pipe[0]
+        )
+        return 0
+
+    device = KernelDeviceIO(NONE, lambda _: None)
+    monkeypatch.setattr(device_io, "ioctl", begin)
+    device.set_migration_state(DeviceState.STOP_COPY)
+    monkeypatch.setattr(device_io, "ioctl", lambda *_: 0)
+    monkeypatch.setattr(device_io, "hot_reset", lambda *_: None)
+    getattr(device, how)()
+    assert pipe[0] not in open_fds()
+    with pytest.raises(OSError, match="no migration data"):
+        device.migration_read(memoryview(bytearray(1)))

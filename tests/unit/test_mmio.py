@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Loads and stores: each is one instruction that touches its own bytes, and survives a bus error.
+"""Loads, stores and copies of mapped memory survive a bus error; mappings live as long as needed.
 
-How often memory is touched is seen from the page faults: the pages are protected, a fault is
-noted and lets one instruction through, single-stepped, before they are protected again.  An
-instruction of another width shows as a fault in the neighbouring page.
+That each touches memory once is shown in test_touches.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -29,161 +24,6 @@ from tests.support import ROOT
 
 PAGE = 4096
 WIDTHS = (1, 2, 4, 8)
-
-WATCHER = r"""
-#define _GNU_SOURCE
-#include <signal.h>
-#include <stdint.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-
-#define TRAP_FLAG 0x100
-#define MOST 64
-
-static uintptr_t start, end, seen[MOST];
-static int count;
-
-static void on_fault(int number, siginfo_t *info, void *context)
-{
-    ucontext_t *state = context;
-    uintptr_t address = (uintptr_t)info->si_addr;
-
-    if (address < start || address >= end) {
-        signal(number, SIG_DFL);
-        return;
-    }
-    if (count < MOST)
-        seen[count] = address;
-    count++;
-    mprotect((void *)(address & ~0xfffUL), 0x1000, PROT_READ | PROT_WRITE);
-    state->uc_mcontext.gregs[REG_EFL] |= TRAP_FLAG;
-}
-
-static void on_step(int number, siginfo_t *info, void *context)
-{
-    ucontext_t *state = context;
-
-    (void)number;
-    (void)info;
-    mprotect((void *)start, end - start, PROT_NONE);
-    state->uc_mcontext.gregs[REG_EFL] &= ~TRAP_FLAG;
-}
-
-void watch(uintptr_t address, size_t size)
-{
-    struct sigaction action;
-
-    memset(&action, 0, sizeof(action));
-    action.sa_flags = SA_SIGINFO;
-    action.sa_sigaction = on_fault;
-    sigaction(SIGSEGV, &action, NULL);
-    action.sa_sigaction = on_step;
-    sigaction(SIGTRAP, &action, NULL);
-    start = address;
-    end = address + size;
-    count = 0;
-    mprotect((void *)start, size, PROT_NONE);
-}
-
-int unwatch(uintptr_t *addresses)
-{
-    mprotect((void *)start, end - start, PROT_READ | PROT_WRITE);
-    memcpy(addresses, seen, sizeof(seen));
-    return count;
-}
-"""
-
-PROGRAM = """
-import ctypes, json, os, sys
-from pyvfio.native import mmio
-
-PAGE, PATTERN = 4096, 0x8877665544332211
-watcher = ctypes.CDLL(sys.argv[1])
-watcher.watch.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-fd = os.memfd_create("watched")
-os.ftruncate(fd, 3 * PAGE)
-memory = mmio.MappedMemory(fd, 0, 3 * PAGE)
-base = memory.address + PAGE
-
-def watched(*calls):
-    results, addresses = [], (ctypes.c_size_t * 64)()
-    watcher.watch(memory.address, 3 * PAGE)
-    for function, *arguments in calls:
-        results.append(function(*arguments))
-    count = watcher.unwatch(addresses)
-    return {"results": results, "touched": [address - base for address in addresses[:count]]}
-
-found = {}
-for width in mmio.READ:
-    value = PATTERN & mmio.ALL_ONES[width]
-    for place in (0, PAGE - width):
-        os.pwrite(fd, bytes(3 * PAGE), 0)
-        os.pwrite(fd, value.to_bytes(width, "little"), PAGE + place)
-        found[f"read {width} {place}"] = watched((mmio.READ[width], base + place))
-        os.pwrite(fd, bytes(3 * PAGE), 0)
-        seen = watched((mmio.WRITE[width], base + place, value))
-        contents = os.pread(fd, 3 * PAGE, 0)
-        seen["stored"] = contents[PAGE + place : PAGE + place + width].hex()
-        seen["others"] = sum(byte != 0 for byte in contents) - width
-        found[f"write {width} {place}"] = seen
-found["two reads"] = watched((mmio.READ[4], base), (mmio.READ[4], base + 8))
-found["two pages"] = watched((mmio.READ[4], base + PAGE - 2))
-print(json.dumps(found))
-"""
-
-VALUES = {width: 0x8877665544332211 & mmio.ALL_ONES[width] for width in WIDTHS}
-
-needs_x86 = pytest.mark.skipif(
-    platform.machine() != "x86_64", reason="single-stepping is written for x86-64"
-)
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-
-
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What each access returned, and which addresses it touched, counted from a page's start."""
-    folder = tmp_path_factory.mktemp("watcher")
-    source, library = folder / "watcher.c", folder / "watcher.so"
-    source.write_text(WATCHER)
-    compile_it = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)]
-    subprocess.run(compile_it, check=True)
-    command = [sys.executable, "-c", PROGRAM, str(library)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return found
-
-
-@needs_x86
-@needs_compiler
-class TestOneAccess:
-    """Each function touches memory once, with the width in its name."""
-
-    Watched = dict[str, dict[str, Any]]
-
-    @pytest.mark.parametrize("place", ["first", "last"])
-    @pytest.mark.parametrize("width", WIDTHS)
-    def test_a_read_touches_its_bytes_once(self, watched: Watched, width: int, place: str) -> None:
-        at = PAGE - width if place == "last" else 0
-        assert watched[f"read {width} {at}"] == {"results": [VALUES[width]], "touched": [at]}
-
-    @pytest.mark.parametrize("place", ["first", "last"])
-    @pytest.mark.parametrize("width", WIDTHS)
-    def test_a_write_touches_its_bytes_once(self, watched: Watched, width: int, place: str) -> None:
-        at = PAGE - width if place == "last" else 0
-        assert watched[f"write {width} {at}"] == {
-            "results": [0],
-            "touched": [at],
-            "stored": VALUES[width].to_bytes(width, "little").hex(),
-            "others": 0,
-        }
-
-    def test_two_reads_are_seen_as_two(self, watched: Watched) -> None:
-        assert watched["two reads"]["touched"] == [0, 8]
-
-    def test_a_read_that_leaves_its_page_is_seen_in_both(self, watched: Watched) -> None:
-        assert watched["two pages"]["touched"] == [PAGE - 2, PAGE]
-
 
 # Bus errors
 

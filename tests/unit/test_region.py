@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -25,12 +27,14 @@ from pyvfio.errors import (
 )
 from pyvfio.pci.bars import BAR
 from pyvfio.pci.config import ConfigSpace
-from pyvfio.region import Posting, Region
+from pyvfio.posting import Posting
+from pyvfio.region import Region
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import IRQSetFlags, PCIRegion, RegionFlags
 from pyvfio.vectors import DeviceInfo, DeviceIO, IRQInfo, MmapArea, RegionInfo
 from tests.support import ROOT
 
+SOON = 5.0
 PAGE = 4096
 SIZE = 4 * PAGE
 READ_WRITE = RegionFlags.READ | RegionFlags.WRITE
@@ -610,3 +614,26 @@ def test_close_can_be_repeated(device: FakeIO, fd: int) -> None:
     bar.close()
     with pytest.raises(DeviceClosed):
         bar.read8(0)
+
+
+# Threads
+
+
+def test_a_region_is_closed_while_others_use_it(device: FakeIO, fd: int) -> None:
+    def use(bar: BAR, started: threading.Barrier) -> None:
+        started.wait()
+        with suppress(DeviceClosed):
+            while True:
+                bar.write32(8, 5)
+                assert bar.read32(8) == 5
+                assert bar.read64(8) == 5
+                assert bar.read_bytes(8, 4) == b"\5\0\0\0"
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(8):
+            bar, started = mapped(device, fd, (0, SIZE)), threading.Barrier(5)
+            users = [pool.submit(use, bar, started) for _ in range(4)]
+            started.wait()
+            bar.close()
+            assert [user.result(SOON) for user in users] == [None] * 4
+    assert device.calls == []

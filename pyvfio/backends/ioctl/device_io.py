@@ -143,6 +143,7 @@ class KernelDeviceIO(DeviceIO):
 
     def hot_reset(self) -> None:
         hot_reset(self.fd, self._group_fd)
+        self._data.close()  # as with reset()
 
     def hot_reset_functions(self) -> Sequence[str]:
         return [found.address for found in dependents(self.fd)]

@@ -8,10 +8,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from pyvfio.backends.user.register_writes import RegisterWrites
 from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import RemoteError, RemoteProtocolError
 from pyvfio.eventfd import is_eventfd
 from pyvfio.transport.channel import Channel
+from pyvfio.transport.flight import Flight
 from pyvfio.transport.sockets import close_fds
 from pyvfio.uapi import vfio
 from pyvfio.uapi.layout import Buffer
@@ -25,12 +30,15 @@ from pyvfio.uapi.vfio import (
 )
 from pyvfio.vectors import (
     MAX_REGION_INFO,
+    BatchFailure,
     DeviceInfo,
     DeviceIO,
     IOEventFDInfo,
     IRQInfo,
     RegionInfo,
+    ShortAccess,
     known,
+    register_value,
 )
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
@@ -56,6 +64,7 @@ class UserDeviceIO(DeviceIO):
 
     def __init__(self, channel: Channel, limits: Limits) -> None:
         self._channel = channel
+        self._exchange = channel.exchange
         self._limits = limits
         self._region_fds: list[int] = []
         self._sizes: dict[int, int] = {}
@@ -151,11 +160,10 @@ class UserDeviceIO(DeviceIO):
     def region_read_into(self, index: int, offset: int, buffer: memoryview) -> int:
         done = 0
         while done < len(buffer):
-            wanted = min(self._limits.max_data_xfer_size, len(buffer) - done)
-            part = self._read(index, offset + done, wanted)
-            buffer[done : done + len(part)] = part
-            done += len(part)
-            if len(part) < wanted:
+            part = buffer[done : done + self._limits.max_data_xfer_size]
+            count = self._read_into(index, offset + done, part)
+            done += count
+            if count < len(part):
                 break
         return done
 
@@ -164,7 +172,23 @@ class UserDeviceIO(DeviceIO):
         data: Buffer = self._channel.call(Command.REGION_READ, request).message.data
         return data
 
+    def _read_into(self, index: int, offset: int, target: memoryview) -> int:
+        call = self._exchange.read_region(index, offset, target)
+        if call is None:
+            return len(target)
+        data: Buffer = call.result().message.data
+        target[: len(data)] = data
+        return len(data)
+
+    def register_read(self, index: int, offset: int, width: int) -> int:
+        found = self._exchange.read_register(index, offset, width)
+        if isinstance(found, int):
+            return found
+        return register_value(found.result().message.data, width)
+
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
+        if len(data) <= self._longest_write:
+            return self._write(index, offset, data, posted)
         view, done = memoryview(data), 0
         while done < len(view):
             chunk = view[done : done + self._longest_write]
@@ -179,20 +203,58 @@ class UserDeviceIO(DeviceIO):
         longest = self._limits.max_data_xfer_size
         return longest if self._limits.long_writes else min(longest, SAFE_WRITE)
 
-    def _write(self, index: int, offset: int, data: memoryview, posted: bool) -> int:
-        request = messages.RegionWrite(offset, index, data)
+    def _write(self, index: int, offset: int, data: Buffer, posted: bool) -> int:
         if posted:
-            self._post(request)
+            self._post(index, offset, data)
             return len(data)
+        request = messages.RegionWrite(offset, index, data)
         count: int = self._channel.call(Command.REGION_WRITE, request).message.count
         return count
 
-    def _post(self, request: messages.RegionWrite) -> None:
+    def _post(self, index: int, offset: int, data: Buffer) -> None:
         self._unflushed = True
+        request = messages.RegionWrite(offset, index, data)
         if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
             self._channel.post_write(request)
         else:
             self._channel.post(Command.REGION_WRITE, request)
+
+    def register_write(
+        self, index: int, offset: int, width: int, value: int, posted: bool = False
+    ) -> None:
+        if posted:
+            self._unflushed = True
+            if not self._exchange.post_register(index, offset, width, value):
+                self._post(index, offset, value.to_bytes(width, "little"))
+            return
+        call = self._exchange.write_register(index, offset, width, value)
+        if call is not None:
+            count = call.result().message.count
+            if count != width:
+                raise ShortAccess(count)
+
+    def registers_write(
+        self,
+        index: int,
+        offsets: npt.NDArray[np.uint64],
+        width: int,
+        values: npt.NDArray[np.uint64],
+        posted: bool = False,
+    ) -> Sequence[BatchFailure]:
+        writes = RegisterWrites(index, width, offsets, values)
+        if not posted:
+            return [BatchFailure(*failure) for failure in Flight(self._channel, writes).run()]
+        self._unflushed = True
+        if not self._exchange.is_open:
+            for _, request in writes:
+                self._post(index, request.offset, request.data)
+        elif self._limits.write_multiple:
+            for message in writes.collected():
+                self._channel.post_encoded(Command.REGION_WRITE_MULTI, message)
+        else:
+            for messages_of_some in writes.posted():
+                self._channel.post_encoded(Command.REGION_WRITE, messages_of_some)
+        return []
 
     @property
     def unflushed(self) -> bool:

@@ -8,13 +8,14 @@ import logging
 from abc import abstractmethod
 
 from pyvfio.closing import Closing
+from pyvfio.device_memory import DeviceMemory
 from pyvfio.dirty_bitmap import DirtyBitmap
 from pyvfio.emulator.memory.discard import RAMDiscardManager
 from pyvfio.emulator.memory.terminal import TerminalRegion, all_ones
 from pyvfio.errors import DeviceClosed, VFIOError
 from pyvfio.memory import PAGE_SIZE, ByteArray, SharedMemory
 from pyvfio.native import mmio
-from pyvfio.region import DeviceMemory, Region
+from pyvfio.region import Region
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import RegionFlags
 from pyvfio.vectors import DMASource, MmapArea
