@@ -114,12 +114,16 @@ class Guest:
         self.set(pci.MSI_DATA_64, data, at)
         self.set(pci.MSI_CONTROL, pci.MSI_CONTROL_ENABLE, at)
 
-    def enable_msix(self, table: int, vector: int, data: int) -> None:
-        """Give an MSI-X vector a message, unmask it, and enable MSI-X."""
+    def unmask_msix(self, table: int, vector: int, data: int) -> None:
+        """Give an MSI-X vector a message, and unmask it."""
         entry = table + vector * pci.MSIX_ENTRY_SIZE
         self.write64(entry, ADDRESS)
         self.write32(entry + pci.MSIX_ENTRY_DATA, data)
         self.write32(entry + pci.MSIX_ENTRY_CONTROL, 0)
+
+    def enable_msix(self, table: int, vector: int, data: int) -> None:
+        """Give an MSI-X vector a message, unmask it, and enable MSI-X."""
+        self.unmask_msix(table, vector, data)
         at = self.capability(CapabilityID.MSIX)
         self.set(pci.MSIX_CONTROL, pci.MSIX_CONTROL_ENABLE, at)
 
