@@ -167,8 +167,9 @@ class Turn:
         """Sleep as long as the one who waits now does; a short wait is not worth it."""
         time.sleep(IDLE)
         with self._lock:
+            self.standby = True  # before the look at who has the turn: who leaves it looks here
             waited = self.holder is not None or bool(self.waiters)
             if not waited or waits != self.waits or self._reader.over():
+                self.standby = False
                 return
-            self.standby = True
         self._recall.get()
