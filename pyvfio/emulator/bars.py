@@ -159,6 +159,8 @@ class GuestBAR(Closing):
             self.base.remove(region)
         for region in self._mapped.regions:
             self._mapped.remove(region)
+            if isinstance(region, RAMDeviceRegion):
+                region.release()
         self._own, self._sub_page = (), None
 
 

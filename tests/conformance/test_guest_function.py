@@ -32,6 +32,7 @@ BUFFER = 0x40000
 def machine() -> Iterator[SmallMachine]:
     with SmallMachine() as found:
         yield found
+    gc.collect()  # what a test has raised and caught holds its frames, and a device of the kernel
 
 
 @pytest.fixture

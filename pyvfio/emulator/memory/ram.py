@@ -183,7 +183,7 @@ class RAMDeviceRegion(MemoryBackedRegion):
         super().__init__(name, area.size)
         self._region = region
         self._area = area
-        self._memory = region.device_memory(area.offset, area.size)
+        self._memory: DeviceMemory | None = region.device_memory(area.offset, area.size)
         self._readonly = not region.info.flags & RegionFlags.WRITE
 
     @property
@@ -192,9 +192,14 @@ class RAMDeviceRegion(MemoryBackedRegion):
 
     @property
     def dma_source(self) -> DeviceMemory:
-        if not self._memory.current and not self._region.closed:  # the device was reached again
-            self._memory = self._region.device_memory(self._area.offset, self._area.size)
-        return self._memory
+        memory = self._memory
+        if memory is None or (not memory.current and not self._region.closed):  # reached again
+            memory = self._memory = self._region.device_memory(self._area.offset, self._area.size)
+        return memory
+
+    def release(self) -> None:
+        """Let go of the mapping, which keeps a closed device busy; made again if asked for."""
+        self._memory = None
 
     @property
     def dma_offset(self) -> int:
