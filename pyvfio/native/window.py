@@ -8,6 +8,7 @@ store gives 0, or one of them.  Loads of 64 bits give a struct of ``value`` and 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -65,11 +66,9 @@ def window(size: int, readable: bool, writable: bool, panes: Sequence[Pane] = ()
             "areas": areas,
         },
     )
-    return ffi.gc(struct, functools.partial(_let_go, tuple(panes)))
-
-
-def _let_go(panes: tuple[Pane, ...], struct: Any) -> None:
-    """What a window refers to until nobody holds it."""
+    # It refers to the panes until nobody holds it.  No Python code runs then: what a signal handler
+    # raised in it, nobody would hear of.
+    return ffi.gc(struct, functools.partial(operator.is_, tuple(panes)))
 
 
 def load_block(window: Window, offset: int, target: memoryview, width: int) -> int:

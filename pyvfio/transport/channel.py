@@ -20,6 +20,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -401,32 +402,42 @@ class Channel:
         :raises ConnectionLost: the peer is gone.
         :raises OSError: nothing was sent for another reason, such as a closed descriptor.
         """
-        failure: BaseException | None = None
-        with self._lock:
-            self._check_usable(command)
-            if room is not None:
-                self._wait_for_room(command, room)
-            if slot:
-                self._wait_for_slot(command)
-            if self.exchange.active:
-                self._wait_for_border(command)
-            number: int | None = None
-            try:
-                number, buffers = encode()
-                self._send(buffers, fds, is_answer)
-            except VFIOError:
-                raise  # it cannot be encoded
-            except BaseException as error:
-                if isinstance(error, OSError) and error.errno not in (None, *GONE):
-                    self._note("not sent", command=command_name(command), reason=str(error))
-                    self._take_back(number)
-                    raise
-                failure = error  # what is left of the message may be lost, and the step with it
+        while True:
+            with self._lock:
+                self._check_usable(command)
+                if room is not None:
+                    self._wait_for_room(command, room)
+                if slot:
+                    self._wait_for_slot(command)
+                if not self.exchange.sending:
+                    failure = self._encode_and_send(command, encode, fds, is_answer)
+                    break
+            # C has to send all that it has begun with.  Not a wait of the condition, which a signal
+            # handler that raises can leave without the lock.
+            time.sleep(SENDING)
         if failure is not None:
             self.lose(ConnectionLost, str(failure) or "interrupted while sending")
             if isinstance(failure, OSError) and failure.errno in GONE:
                 raise self._lost_error(command) from failure
             raise failure  # a signal handler's, or there is no memory
+
+    def _encode_and_send(
+        self, command: int, encode: _Encode, fds: Sequence[int], is_answer: bool
+    ) -> BaseException | None:
+        """Send a message, with the lock held; returns what has cost the connection."""
+        number: int | None = None
+        try:
+            number, buffers = encode()
+            self._send(buffers, fds, is_answer)
+        except VFIOError:
+            raise  # it cannot be encoded
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno not in (None, *GONE):
+                self._note("not sent", command=command_name(command), reason=str(error))
+                self._take_back(number)
+                raise
+            return error  # what is left of the message may be lost, and the step with it
+        return None
 
     def _take_back(self, number: int | None) -> None:
         """Forget a request of which nothing was sent."""
@@ -477,12 +488,6 @@ class Channel:
             reason = f"{MAX_IN_FLIGHT} requests are unanswered"
             raise self._timeout(command, self.timeout, reason)
         self._check_usable(command)
-
-    def _wait_for_border(self, command: int) -> None:
-        """Have C send all that it has begun with."""
-        while self.exchange.sending:
-            self._room.wait(SENDING)
-            self._check_usable(command)
 
     def _has_room(self) -> bool:
         return not self._queue.is_full or self._hurried or self.over()
