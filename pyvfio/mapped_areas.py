@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from pyvfio.memory import PAGE_SIZE, View
 from pyvfio.native import mmio, window
-from pyvfio.native.window import Pane, Window
+from pyvfio.native.window import Messages, Pane, Window
 from pyvfio.uapi.vfio import RegionFlags
 from pyvfio.vectors import MmapArea, RegionInfo
 
@@ -57,11 +57,14 @@ def _map(info: RegionInfo, area: MmapArea, name: str) -> View:
     return View(memory, name)
 
 
-def window_of(info: RegionInfo, areas: Sequence[MappedArea] = ()) -> Window:
-    """The areas as C sees them."""
+def window_of(
+    info: RegionInfo, areas: Sequence[MappedArea] = (), messages: Messages | None = None
+) -> Window:
+    """A region as C sees it."""
     return window.window(
         info.size,
         bool(info.flags & RegionFlags.READ),
         bool(info.flags & RegionFlags.WRITE),
         [Pane(area.start, area.memory) for area in areas],
+        messages,
     )

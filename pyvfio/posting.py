@@ -6,6 +6,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pyvfio.native import window
+
 
 class Posting:
     """Whether the regions of one device post their writes: until one of them is mapped.
@@ -15,14 +17,20 @@ class Posting:
 
     :param flush: waits until what was posted is done.
     :param default: whether memory BARs post where nobody says otherwise.
+    :ivar is_over: the same as :attr:`over`, for C.
     """
 
     def __init__(self, flush: Callable[[], None], default: bool = False) -> None:
         self.default = default
-        self.over = False
+        self.is_over = window.flag()
         self._flush = flush
         self._flushed = False
         self._lock = threading.RLock()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is posted any more."""
+        return bool(self.is_over[0])
 
     def end(self) -> None:
         """A region is mapped: post no more, and wait for what was posted.
@@ -30,7 +38,7 @@ class Posting:
         :raises VFIOError: it is not known to be done; to be called again.
         """
         with self._lock:  # nobody stores to memory while another still waits
-            self.over = True
+            self.is_over[0] = True
             if not self._flushed:
                 self._flush()
                 self._flushed = True

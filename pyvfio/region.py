@@ -22,20 +22,22 @@ from pyvfio.native import mmio, window
 from pyvfio.program_run import Run
 from pyvfio.region_access import RegionAccess, no_such
 from pyvfio.uapi.layout import Buffer
+from pyvfio.vectors import RegisterMessages
 
 _Method = TypeVar("_Method")
 
 
 def _reading(width: int) -> Callable[[Region, int], int]:
-    """The method for reads of ``width`` bytes: one call of C where the offset is mapped."""
-    load, largest = window.LOAD[width], mmio.ALL_ONES[width]
+    """The method for reads of ``width`` bytes: usually one call of C."""
+    get, largest = window.GET[width], mmio.ALL_ONES[width]
 
     def read(self: Region, offset: int) -> int:
+        used = self._window
         try:
-            value = load(self._window, offset)
-        except OverflowError:
-            value = window.MISSED
-        return value if value <= largest else self._read_otherwise(offset, width, value)
+            value = get(used, offset)
+            return value if value <= largest else self._read_on(used, offset, width, value)
+        except BaseException as error:
+            return self._read_recover(error, used, offset, width)
 
     read.__doc__ = f"One {8 * width}-bit read, little-endian; raises as :meth:`read`."
     return read
@@ -43,15 +45,15 @@ def _reading(width: int) -> Callable[[Region, int], int]:
 
 def _writing(width: int) -> Callable[[Region, int, int], None]:
     """The method for writes of ``width`` bytes; see :func:`_reading`."""
-    store = window.STORE[width]
+    put = window.PUT[width]
 
     def write(self: Region, offset: int, value: int) -> None:
+        used = self._window
         try:
-            failure = store(self._window, offset, value)
-        except OverflowError:
-            failure = window.MISSED
-        if failure:
-            self._write_otherwise(offset, width, value, failure)
+            if failure := put(used, offset, value):
+                self._write_on(used, offset, width, value, failure)
+        except BaseException as error:
+            self._write_recover(error, used, offset, width, value)
 
     write.__doc__ = f"One {8 * width}-bit write, little-endian; raises as :meth:`write`."
     return write
@@ -74,13 +76,13 @@ class Region(RegionAccess):
 
     def read64(self, offset: int) -> int:
         """One 64-bit read, little-endian; raises as :meth:`read`."""
+        used = self._window
         try:
-            loaded = window.load64(self._window, offset)
-        except OverflowError:
-            return self._read_otherwise(offset, 8, window.MISSED)
-        if loaded.failure:
-            return self._read_otherwise(offset, 8, loaded.failure)
-        return cast(int, loaded.value)
+            found = window.get64(used, offset)
+            value: int = found.value
+            return self._read_on(used, offset, 8, found.failure, value) if found.failure else value
+        except BaseException as error:
+            return self._read_recover(error, used, offset, 8)
 
     def read(self, offset: int, width: int) -> int:
         """One read of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
@@ -89,6 +91,22 @@ class Region(RegionAccess):
         """
         return _of_width(_READ, width)(self, offset)
 
+    def _read_on(
+        self, used: window.Window, offset: int, width: int, failure: int, value: int | None = None
+    ) -> int:
+        """What C has not read, or has more to say of.
+
+        :param used: the window through which it was tried.
+        :param value: what was read; in ``failure`` by default.
+        """
+        if failure & window.WAITED:
+            window.behind(used).tell_others()
+            return failure & mmio.ALL_ONES[width] if value is None else value
+        if failure & window.BEGUN:
+            registers: RegisterMessages = window.behind(used)
+            return self._asked("read", offset, width, registers.read_on, offset, width)
+        return self._read_otherwise(offset, width, failure)
+
     def _read_otherwise(self, offset: int, width: int, failure: int) -> int:
         """What is not mapped, or not yet; or why it cannot be read."""
         if failure == window.FAULTED:
@@ -96,7 +114,22 @@ class Region(RegionAccess):
         self.check_register("read", offset, width)
         if self._area(offset, width) is not None:  # by now
             return self.read(offset, width)
-        return self._read_register(offset, width)
+        read = self._device_io.register_read
+        return self._asked("read", offset, width, read, self.info.index, offset, width)
+
+    def _read_recover(
+        self, error: BaseException, used: window.Window, offset: int, width: int
+    ) -> int:
+        """Leave in good order after an error, and raise it, unless C could not take the offset."""
+        self._abandon(used, offset, width, None)
+        if isinstance(error, OverflowError) and not _is_u64(offset):
+            return self._read_otherwise(offset, width, window.MISSED)
+        raise error
+
+    def _abandon(self, used: window.Window, offset: int, width: int, value: int | None) -> None:
+        registers: RegisterMessages | None = window.behind(used)
+        if registers is not None:
+            registers.abandon(offset, width, value)
 
     def write(self, offset: int, width: int, value: int) -> None:
         """One write of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
@@ -105,6 +138,19 @@ class Region(RegionAccess):
         :raises ValueError: the value does not fit.
         """
         _of_width(_WRITE, width)(self, offset, value)
+
+    def _write_on(
+        self, used: window.Window, offset: int, width: int, value: int, failure: int
+    ) -> None:
+        """What C has not written, or has more to say of; see :meth:`_read_on`."""
+        if failure == window.WAITED:
+            window.behind(used).tell_others()
+        elif failure == window.BEGUN:
+            registers: RegisterMessages = window.behind(used)
+            number = operator.index(value)
+            self._asked("write", offset, width, registers.write_on, offset, width, number)
+        else:
+            self._write_otherwise(offset, width, value, failure)
 
     def _write_otherwise(self, offset: int, width: int, value: int, failure: int) -> None:
         if failure == window.FAULTED:
@@ -115,6 +161,16 @@ class Region(RegionAccess):
             self.write(offset, width, value)
         else:
             self._write_register(offset, width, value)
+
+    def _write_recover(
+        self, error: BaseException, used: window.Window, offset: int, width: int, value: int
+    ) -> None:
+        """As :meth:`_read_recover`, or unless C could not take the value."""
+        self._abandon(used, offset, width, value)
+        fits = _is_u64(offset) and 0 <= value <= mmio.ALL_ONES[width]
+        if not isinstance(error, OverflowError) or fits:
+            raise error
+        self._write_otherwise(offset, width, value, window.MISSED)
 
     def write_many(self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int = 4) -> None:
         """Write many registers in order, each in one access of ``width`` bytes.
@@ -371,6 +427,10 @@ def _of_width(methods: Mapping[int, _Method], width: int) -> _Method:
     if width not in methods:
         raise no_such(width)
     return methods[width]
+
+
+def _is_u64(number: int) -> bool:
+    return 0 <= number <= mmio.ALL_ONES[8]
 
 
 def _fitting(value: int, width: int) -> int:

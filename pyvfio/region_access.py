@@ -10,6 +10,7 @@ import errno
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from pyvfio.posting import Posting
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import RegionFlags
 from pyvfio.vectors import DeviceIO, MmapArea, RegionInfo, ShortAccess
+
+_Answer = TypeVar("_Answer")
 
 
 class RegionAccess:
@@ -61,6 +64,10 @@ class RegionAccess:
         """How errors call the region."""
         return f"region {self.info.index}"
 
+    writes_in_c = True
+    """Whether C may write registers of the region that are not mapped, or :meth:`_write_register`
+    has to see every write."""
+
     @property
     def postable(self) -> bool:
         """Whether writes may be posted at all; only those to a memory BAR may."""
@@ -75,13 +82,19 @@ class RegionAccess:
         posted to configuration space or I/O ports, nor once a region of the device is mapped, nor
         by the kernel's backend.
         """
-        posting = self._posting
-        wanted = posting.default if self._posted is None else self._posted
-        return wanted and not posting.over and self.postable
+        return self._wants_posting and not self._posting.over
 
     @posted.setter
     def posted(self, wanted: bool) -> None:
-        self._posted = wanted
+        with self._lock:
+            self._posted = wanted
+            if self._areas is not None:
+                self._show(self._areas)
+
+    @property
+    def _wants_posting(self) -> bool:
+        wanted = self._posting.default if self._posted is None else self._posted
+        return wanted and self.postable
 
     @property
     def size(self) -> int:
@@ -100,7 +113,7 @@ class RegionAccess:
 
     @property
     def window(self) -> window.Window:
-        """The mapped areas as C sees them, none before the first access."""
+        """The region as C sees it; nothing of it can be reached before the first access."""
         return self._window
 
     def check_waiting(self, verb: str, offset: int) -> None:
@@ -135,20 +148,29 @@ class RegionAccess:
             if self.info is not info:
                 return None
             if self._areas is None:
-                self._window, self._areas = window_of(info, areas), areas
+                self._show(areas)
+                self._areas = areas
             return self._areas
 
-    def _read_register(self, offset: int, width: int) -> int:
+    def _show(self, areas: list[MappedArea]) -> None:
+        """Show C what is mapped, and how the rest is reached; with the lock held."""
+        registers = self._device_io.register_messages(self.info.index)
+        is_over = self._posting.is_over if self._wants_posting else None
+        messages = None if registers is None else registers.in_c(self.writes_in_c, is_over)
+        self._window = window_of(self.info, areas, messages)
+
+    def _asked(
+        self, verb: str, offset: int, width: int, ask: Callable[..., _Answer], *how: Any
+    ) -> _Answer:
+        """Have the vector ``ask`` the device for a register."""
         try:
-            return self._device_io.register_read(self.info.index, offset, width)
+            return ask(*how)
         except OSError as error:
-            raise self._access_error("read", offset, width, error) from error
+            raise self._access_error(verb, offset, width, error) from error
 
     def _write_register(self, offset: int, width: int, value: int) -> None:
-        try:
-            self._device_io.register_write(self.info.index, offset, width, value, self.posted)
-        except OSError as error:
-            raise self._access_error("write", offset, width, error) from error
+        write, index = self._device_io.register_write, self.info.index
+        self._asked("write", offset, width, write, index, offset, width, value, self.posted)
 
     def _access_error(self, verb: str, offset: int, width: int, error: Exception) -> Exception:
         if isinstance(error, ShortAccess):

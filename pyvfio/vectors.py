@@ -17,12 +17,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pyvfio.errors import UnsupportedError
+from pyvfio.native import window
 from pyvfio.uapi import chain, vfio
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import (
@@ -247,6 +248,35 @@ def register_value(data: Buffer, width: int) -> int:
     return int.from_bytes(data, "little")
 
 
+class RegisterMessages(Protocol):
+    """How C asks for the registers of a region, and who goes on where it stops half way.
+
+    What goes on raises as :meth:`DeviceIO.register_read` and the others do.
+    """
+
+    def in_c(self, writes: bool, posting_is_over: Any = None) -> window.Messages:
+        """What C has to know.
+
+        :param writes: whether it writes registers, or only reads them.
+        :param posting_is_over: the flag that ends posting; None where nothing is posted at all.
+        """
+
+    def tell_others(self) -> None:
+        """An access is done, and others wait for what it has used."""
+
+    def read_on(self, offset: int, width: int) -> int:
+        """The value of a read that was begun."""
+
+    def write_on(self, offset: int, width: int, value: int) -> None:
+        """Go on with a write that was begun."""
+
+    def abandon(self, offset: int, width: int, value: int | None) -> None:
+        """A signal handler has raised where an access may have been begun.
+
+        :param value: what was to be written; None for a read.
+        """
+
+
 class DeviceIO(ABC):
     """Operations on one device; all raise :class:`OSError` with the errno of a refusal."""
 
@@ -296,6 +326,10 @@ class DeviceIO(ABC):
         data = self.region_read(index, offset, len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+    def register_messages(self, index: int) -> RegisterMessages | None:
+        """How C asks for a region's registers; optional: it does not."""
+        return None
 
     def register_read(self, index: int, offset: int, width: int) -> int:
         """Read 1, 2, 4 or 8 bytes in one access; their value, little-endian.

@@ -15,7 +15,9 @@ _NAMES = (
     "eventfd.c",
     "steps.c",
     "messages.c",
+    "claims.c",
     "channel.c",
+    "registers.c",
     "serve.c",
 )
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
@@ -51,6 +53,12 @@ ffibuilder.cdef(
         uint64_t size;
         int readable;
         int writable;
+        struct pyvfio_stream *reads;
+        struct pyvfio_stream *writes;
+        struct pyvfio_stream *posts;
+        const int *posting_is_over;
+        uint32_t region;
+        void *of_python;
         uint64_t count;
         struct pyvfio_area areas[];
     };
@@ -58,16 +66,16 @@ ffibuilder.cdef(
         uint64_t value;
         uint64_t failure;
     };
-    uint64_t pyvfio_load8(const struct pyvfio_window *window, uint64_t offset);
-    uint64_t pyvfio_load16(const struct pyvfio_window *window, uint64_t offset);
-    uint64_t pyvfio_load32(const struct pyvfio_window *window, uint64_t offset);
-    struct pyvfio_loaded pyvfio_load64(const struct pyvfio_window *window, uint64_t offset);
+    uint64_t pyvfio_get8(const struct pyvfio_window *window, uint64_t offset);
+    uint64_t pyvfio_get16(const struct pyvfio_window *window, uint64_t offset);
+    uint64_t pyvfio_get32(const struct pyvfio_window *window, uint64_t offset);
+    struct pyvfio_loaded pyvfio_get64(const struct pyvfio_window *window, uint64_t offset);
     struct pyvfio_loaded pyvfio_load64_halves(const struct pyvfio_window *window, uint64_t offset,
                                               int high_first);
-    uint64_t pyvfio_store8(const struct pyvfio_window *window, uint64_t offset, uint8_t value);
-    uint64_t pyvfio_store16(const struct pyvfio_window *window, uint64_t offset, uint16_t value);
-    uint64_t pyvfio_store32(const struct pyvfio_window *window, uint64_t offset, uint32_t value);
-    uint64_t pyvfio_store64(const struct pyvfio_window *window, uint64_t offset, uint64_t value);
+    uint64_t pyvfio_put8(const struct pyvfio_window *window, uint64_t offset, uint8_t value);
+    uint64_t pyvfio_put16(const struct pyvfio_window *window, uint64_t offset, uint16_t value);
+    uint64_t pyvfio_put32(const struct pyvfio_window *window, uint64_t offset, uint32_t value);
+    uint64_t pyvfio_put64(const struct pyvfio_window *window, uint64_t offset, uint64_t value);
     uint64_t pyvfio_store64_halves(const struct pyvfio_window *window, uint64_t offset,
                                    uint64_t value, int high_first);
     uint64_t pyvfio_load_block(const struct pyvfio_window *window, uint64_t offset, char *target,
@@ -107,12 +115,27 @@ ffibuilder.cdef(
         int stopped;
     };
     uintptr_t pyvfio_step_address(void);
+    struct pyvfio_rights {
+        int lost;
+        uint32_t count;
+        int fds[...];
+    };
+    struct pyvfio_claims {
+        uint32_t word;
+        uint64_t exchanges;
+        int unflushed;
+    };
+    static const int PYVFIO_C_SENDS, PYVFIO_C_READS;
+    static const int PYVFIO_SENDS_BLOCKED, PYVFIO_READS_BLOCKED;
+    uint32_t pyvfio_claims_set(struct pyvfio_claims *claims, uint32_t bits);
+    uint32_t pyvfio_claims_clear(struct pyvfio_claims *claims, uint32_t bits);
     struct pyvfio_stream {
         int fd;
         int may_spin;
+        struct pyvfio_claims *claims;
         uint16_t id_base;
         uint16_t first_id;
-        volatile int sending;
+        uint64_t thread;
         int status;
         int error;
         uint64_t sent;
@@ -121,22 +144,13 @@ ffibuilder.cdef(
         uint64_t answered;
         uint32_t unread;
         uint64_t unread_data;
-        uint32_t fd_count;
-        int fds_lost;
-        uint64_t value;
-        int fds[253];
+        struct pyvfio_rights rights;
         int spins;
         uint8_t received[4096];
         ...;
     };
-    int64_t pyvfio_read_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
-                                 uint32_t width);
     int pyvfio_read_region(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
                            uint32_t size, uintptr_t target);
-    int pyvfio_write_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
-                              uint32_t width, uint64_t value);
-    int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
-                             uint32_t width, uint64_t value);
     int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size);
     int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uintptr_t items,
                         size_t count, size_t window, uint64_t nanoseconds);
@@ -162,14 +176,9 @@ ffibuilder.cdef(
     static const int PYVFIO_REQUEST_SIZE, PYVFIO_AT_LEAST, PYVFIO_MAX_FDS;
     enum pyvfio_status {
         PYVFIO_DONE, PYVFIO_UNSENT, PYVFIO_LATE, PYVFIO_OTHER, PYVFIO_ENDED, PYVFIO_FAILED,
-        PYVFIO_PAUSE, PYVFIO_READ, PYVFIO_WRITE, PYVFIO_POSTED, ...
+        PYVFIO_BUSY, PYVFIO_CROWDED, PYVFIO_PAUSE, PYVFIO_READ, PYVFIO_WRITE, PYVFIO_POSTED, ...
     };
 
-    struct pyvfio_rights {
-        int lost;
-        uint32_t count;
-        int fds[...];
-    };
     struct pyvfio_backed {
         uint32_t region;
         uint64_t start;

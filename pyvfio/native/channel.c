@@ -13,10 +13,11 @@
  */
 #include <endian.h>
 #include <poll.h>
+#include <pthread.h>
 #include <time.h>
 
 #define PYVFIO_RECEIVED 4096
-#define PYVFIO_PIECES 4
+#define PYVFIO_REST_NS 10000000
 #define PYVFIO_IDS 0x4000
 #define PYVFIO_PATIENCE_NS 5000000
 
@@ -34,16 +35,15 @@
 struct pyvfio_stream {
     int fd;
     int may_spin;
+    struct pyvfio_claims *claims;
     /* Ids are `id_base` and PYVFIO_IDS - 1 more, in turn; nobody else gives any of them. */
     uint16_t id_base;
     uint16_t id_count;
     uint16_t first_id; /* of the last call */
-    /* Whether others must wait until a call has sent what it has to; also between two calls, so
-     * that none finds it clear before it has begun. */
-    volatile int sending;
+    uint64_t thread;   /* the same, as pthread_self() says */
 
     /* How far the last call came */
-    int status; /* cleared by who has gone on from there */
+    int status; /* PYVFIO_DONE once all is, or somebody has gone on from there */
     int error;
     uint64_t sent;        /* bytes of the requests */
     uint64_t begun;       /* requests of which some bytes were sent */
@@ -51,10 +51,7 @@ struct pyvfio_stream {
     uint64_t answered;    /* requests */
     uint32_t unread;      /* bytes at the start of `received`, for who called */
     uint64_t unread_data; /* and then bytes at the start of the caller's buffer */
-    uint32_t fd_count;
-    int fds_lost;
-    uint64_t value;
-    int fds[PYVFIO_MAX_FDS];
+    struct pyvfio_rights rights;
 
     /* Spinning */
     int spins;
@@ -92,7 +89,9 @@ static uint16_t pyvfio_take_id(struct pyvfio_stream *stream)
 static void pyvfio_begin(struct pyvfio_stream *stream)
 {
     stream->first_id = pyvfio_next_id(stream);
-    stream->status = PYVFIO_OTHER;
+    stream->thread = (uint64_t)pthread_self();
+    /* Behind the thread: both together say whose the rest of a call is. */
+    __atomic_store_n(&stream->status, PYVFIO_OTHER, __ATOMIC_RELEASE);
     stream->error = 0;
     stream->sent = 0;
     stream->begun = 0;
@@ -100,8 +99,8 @@ static void pyvfio_begin(struct pyvfio_stream *stream)
     stream->answered = 0;
     stream->unread = 0;
     stream->unread_data = 0;
-    stream->fd_count = 0;
-    stream->fds_lost = 0;
+    stream->rights.count = 0;
+    stream->rights.lost = 0;
 }
 
 static int pyvfio_would_wait(int number)
@@ -121,7 +120,7 @@ static int pyvfio_send(struct pyvfio_stream *stream, const void *data, size_t si
     ssize_t count;
 
     if (descriptor < 0) {
-        count = send(stream->fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+        count = syscall(SYS_sendto, stream->fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT, NULL, 0);
     } else {
         memset(&control, 0, sizeof(control));
         message.msg_control = &control;
@@ -140,47 +139,19 @@ static int pyvfio_send(struct pyvfio_stream *stream, const void *data, size_t si
     return (size_t)count == size ? PYVFIO_DONE : PYVFIO_UNSENT;
 }
 
-static void pyvfio_keep_fds(struct pyvfio_stream *stream, struct msghdr *message)
-{
-    struct cmsghdr *entry;
-
-    for (entry = CMSG_FIRSTHDR(message); entry; entry = CMSG_NXTHDR(message, entry)) {
-        size_t count = (entry->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-
-        if (entry->cmsg_level != SOL_SOCKET || entry->cmsg_type != SCM_RIGHTS)
-            continue;
-        memcpy(stream->fds, CMSG_DATA(entry), count * sizeof(int));
-        stream->fd_count = (uint32_t)count;
-    }
-    stream->fds_lost = !!(message->msg_flags & MSG_CTRUNC);
-}
-
 /* One read.  Returns the number of bytes, or minus the status; descriptors end the usual. */
 static ssize_t pyvfio_receive(struct pyvfio_stream *stream, struct iovec *parts, size_t count,
                               int flags)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(PYVFIO_MAX_FDS * sizeof(int))];
-    } control;
-    struct msghdr message = {
-        .msg_iov = parts,
-        .msg_iovlen = count,
-        .msg_control = &control,
-        .msg_controllen = sizeof(control),
-    };
-    ssize_t size = recvmsg(stream->fd, &message, flags | MSG_CMSG_CLOEXEC);
+    ssize_t size = pyvfio_receive_parts(stream->fd, parts, count, flags, &stream->rights);
 
-    if (size > 0) {
-        if (message.msg_controllen || (message.msg_flags & MSG_CTRUNC))
-            pyvfio_keep_fds(stream, &message);
+    if (size > 0)
         return size;
-    }
     if (!size)
         return -PYVFIO_ENDED;
-    if (pyvfio_would_wait(errno))
+    if (pyvfio_would_wait((int)-size))
         return -PYVFIO_LATE;
-    stream->error = errno;
+    stream->error = (int)-size;
     return -PYVFIO_FAILED;
 }
 
@@ -271,8 +242,8 @@ static int pyvfio_answers(const uint8_t *reply, const uint8_t *request, size_t g
 /*
  * Receive the answer to one request, with `size` bytes of data behind the echo.
  *
- * Header and echo come in one piece or two, since who sends them apart is no stranger; the data in
- * two more.  Beyond that the peer is waited for elsewhere.
+ * It comes in as many pieces as the kernel makes of it.  Where the rest takes longer than
+ * PYVFIO_REST_NS the peer is waited for elsewhere.
  */
 static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, size_t echo,
                              void *data, size_t size)
@@ -280,16 +251,17 @@ static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, 
     size_t head = sizeof(struct pyvfio_header) + echo, got = 0;
     /* One part costs less than two: a register is put behind its head. */
     size_t in_one = (uint8_t *)data == stream->received + head ? head + size : head;
-    int status = PYVFIO_LATE, pieces = PYVFIO_PIECES;
+    uint64_t end = 0, now;
+    int status;
 
-    while (pieces--) {
+    for (;;) {
         size_t of_first = got < in_one ? got : in_one;
         struct iovec parts[] = {
             {stream->received + of_first, in_one - of_first},
             {(uint8_t *)data + (got - of_first), head + size - in_one - (got - of_first)},
         };
         size_t count = 1 + (in_one < head + size);
-        ssize_t more = got ? pyvfio_receive(stream, parts, count, got < head ? 0 : MSG_WAITALL)
+        ssize_t more = got ? pyvfio_receive(stream, parts, count, 0)
                            : pyvfio_await(stream, parts, count);
 
         if (more < 0) {
@@ -297,7 +269,7 @@ static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, 
             break;
         }
         got += (size_t)more;
-        if (stream->fd_count || stream->fds_lost ||
+        if (stream->rights.count || stream->rights.lost ||
             !pyvfio_answers(stream->received, request, got, head + size, echo)) {
             status = PYVFIO_OTHER;
             break;
@@ -306,18 +278,39 @@ static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, 
             stream->answered = 1;
             return PYVFIO_DONE;
         }
+        now = pyvfio_now();
+        if (!end)
+            end = now + PYVFIO_REST_NS;
+        if (now >= end) {
+            status = PYVFIO_LATE;
+            break;
+        }
     }
     stream->unread = (uint32_t)(got < in_one ? got : in_one);
     stream->unread_data = got - stream->unread;
     return status;
 }
 
-static int pyvfio_end(struct pyvfio_stream *stream, int status)
+/*
+ * End a call.  What it has claimed it gives up where all is done; otherwise who goes on from there
+ * does.
+ */
+static int pyvfio_end(struct pyvfio_stream *stream, int status, uint32_t claimed, uint32_t waited)
 {
     stream->status = status;
-    if (status == PYVFIO_DONE)
-        stream->sending = 1;
-    return status;
+    if (status != PYVFIO_DONE)
+        return status;
+    return pyvfio_claims_clear(stream->claims, claimed) & waited ? PYVFIO_CROWDED : PYVFIO_DONE;
+}
+
+static int pyvfio_end_exchange(struct pyvfio_stream *stream, int status)
+{
+    return pyvfio_end(stream, status, PYVFIO_C_SENDS | PYVFIO_C_READS, PYVFIO_READS_BLOCKED);
+}
+
+static int pyvfio_end_post(struct pyvfio_stream *stream, int status)
+{
+    return pyvfio_end(stream, status, PYVFIO_C_SENDS, PYVFIO_SENDS_BLOCKED);
 }
 
 /* REGION_READ and REGION_WRITE; a register has no more bytes than `value` */
@@ -330,6 +323,7 @@ struct pyvfio_access {
 #define PYVFIO_REGION_READ 9
 #define PYVFIO_REGION_WRITE 10
 
+/* Begin a call of one access. */
 static struct pyvfio_access pyvfio_access(struct pyvfio_stream *stream, uint16_t command,
                                           uint32_t flags, uint32_t region, uint64_t offset,
                                           uint32_t count)
@@ -358,59 +352,54 @@ static int pyvfio_exchange(struct pyvfio_stream *stream, const struct pyvfio_acc
     if (status != PYVFIO_DONE) {
         stream->partial = (uint32_t)stream->sent;
     } else {
-        stream->sending = 0;
+        pyvfio_claims_clear(stream->claims, PYVFIO_C_SENDS);
         status = pyvfio_take_reply(stream, access, sizeof(access->range), data, size);
     }
-    return pyvfio_end(stream, status);
+    return status;
 }
 
-/*
- * REGION_READ of a register.  Returns minus the status, or the value; where the value has no room
- * there it is in `value`, and PYVFIO_WIDE is returned.
- */
-#define PYVFIO_WIDE (-64)
-
-static int64_t pyvfio_read_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
-                                    uint32_t width)
+/* REGION_READ of a register of at most 8 bytes. */
+static int pyvfio_read_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
+                                uint32_t width, uint64_t *value)
 {
-    struct pyvfio_access access =
-        pyvfio_access(stream, PYVFIO_REGION_READ, PYVFIO_COMMAND, region, offset, width);
-    uint8_t *data = stream->received + sizeof(access.header) + sizeof(access.range);
-    uint64_t value = 0;
+    uint8_t *data = stream->received + PYVFIO_REQUEST_SIZE;
+    struct pyvfio_access access;
+    uint64_t found = 0;
     int status;
 
-    if (width > sizeof(value))
-        return -pyvfio_end(stream, PYVFIO_OTHER);
+    if (!pyvfio_claim_socket(stream->claims))
+        return PYVFIO_BUSY;
+    access = pyvfio_access(stream, PYVFIO_REGION_READ, PYVFIO_COMMAND, region, offset, width);
     status = pyvfio_exchange(stream, &access, data, width);
-    if (status)
-        return -status;
-    memcpy(&value, data, width);
-    value = le64toh(value);
-    stream->value = value;
-    return value >> 63 ? PYVFIO_WIDE : (int64_t)value;
+    memcpy(&found, data, width);
+    *value = le64toh(found);
+    return pyvfio_end_exchange(stream, status);
 }
 
 /* REGION_READ into memory of the caller. */
 static int pyvfio_read_region(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
                               uint32_t size, uintptr_t target)
 {
-    struct pyvfio_access access =
-        pyvfio_access(stream, PYVFIO_REGION_READ, PYVFIO_COMMAND, region, offset, size);
+    struct pyvfio_access access;
 
-    return pyvfio_exchange(stream, &access, (void *)target, size);
+    if (!pyvfio_claim_socket(stream->claims))
+        return PYVFIO_BUSY;
+    access = pyvfio_access(stream, PYVFIO_REGION_READ, PYVFIO_COMMAND, region, offset, size);
+    return pyvfio_end_exchange(stream,
+                               pyvfio_exchange(stream, &access, (void *)target, size));
 }
 
-/* REGION_WRITE of a register, with its answer. */
+/* REGION_WRITE of a register of at most 8 bytes, with its answer. */
 static int pyvfio_write_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
                                  uint32_t width, uint64_t value)
 {
-    struct pyvfio_access access =
-        pyvfio_access(stream, PYVFIO_REGION_WRITE, PYVFIO_COMMAND, region, offset, width);
+    struct pyvfio_access access;
 
-    if (width > sizeof(value))
-        return pyvfio_end(stream, PYVFIO_OTHER);
+    if (!pyvfio_claim_socket(stream->claims))
+        return PYVFIO_BUSY;
+    access = pyvfio_access(stream, PYVFIO_REGION_WRITE, PYVFIO_COMMAND, region, offset, width);
     access.value = htole64(value);
-    return pyvfio_exchange(stream, &access, NULL, 0);
+    return pyvfio_end_exchange(stream, pyvfio_exchange(stream, &access, NULL, 0));
 }
 
 /*
@@ -436,26 +425,37 @@ static int pyvfio_send_patiently(struct pyvfio_stream *stream, const uint8_t *da
             wait.revents != POLLOUT)
             break;
     }
-    return pyvfio_end(stream, status);
+    return pyvfio_end_post(stream, status);
 }
 
 /* Messages that are not answered. */
 static int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size)
 {
+    if (!pyvfio_claim_sending(stream->claims))
+        return PYVFIO_BUSY;
     pyvfio_begin(stream);
+    stream->claims->unflushed = 1;
     return pyvfio_send_patiently(stream, (const uint8_t *)messages, size);
 }
 
-/* REGION_WRITE of a register that is not answered. */
+/*
+ * REGION_WRITE of a register of at most 8 bytes that is not answered; unless `over` says, when
+ * nobody else can send any more, that nothing is to be sent like that.
+ */
 static int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
-                                uint32_t width, uint64_t value)
+                                uint32_t width, uint64_t value, const int *over)
 {
-    struct pyvfio_access access =
-        pyvfio_access(stream, PYVFIO_REGION_WRITE, PYVFIO_NO_REPLY, region, offset, width);
+    struct pyvfio_access access;
 
-    if (width > sizeof(value))
-        return pyvfio_end(stream, PYVFIO_OTHER);
+    if (!pyvfio_claim_sending(stream->claims))
+        return PYVFIO_BUSY;
+    access = pyvfio_access(stream, PYVFIO_REGION_WRITE, PYVFIO_NO_REPLY, region, offset, width);
+    if (__atomic_load_n(over, __ATOMIC_SEQ_CST)) {
+        pyvfio_end_post(stream, PYVFIO_DONE);
+        return PYVFIO_BUSY;
+    }
     access.value = htole64(value);
+    stream->claims->unflushed = 1;
     return pyvfio_send_patiently(stream, (const uint8_t *)&access, access.header.size);
 }
 
@@ -520,7 +520,7 @@ static int pyvfio_take_some(struct pyvfio_stream *stream, struct pyvfio_flight *
     if (more < 0)
         return (int)-more;
     *got += (size_t)more;
-    if (stream->fd_count || stream->fds_lost)
+    if (stream->rights.count || stream->rights.lost)
         return PYVFIO_OTHER;
     while (at < *got) {
         const struct pyvfio_item *item = flight->items + stream->answered;
@@ -543,8 +543,8 @@ static int pyvfio_take_some(struct pyvfio_stream *stream, struct pyvfio_flight *
  * Send `count` requests, at most `window` of them unanswered, and take their replies: a header and
  * what a request has for an echo.  Their ids are filled in.
  *
- * When `nanoseconds` are over no more are sent, so that others may; so `begun` may be less than
- * `count`.  When they are over twice, no more are waited for.
+ * When `nanoseconds` are over no more are sent, so that others may: PYVFIO_PAUSE, with `begun` less
+ * than `count`.  When they are over twice, no more are waited for.
  */
 static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uintptr_t items,
                            size_t count, size_t window, uint64_t nanoseconds)
@@ -557,15 +557,19 @@ static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uin
     };
     uint64_t start = pyvfio_now();
     size_t got = 0;
-    int status = PYVFIO_DONE, filling = 1;
+    int status = PYVFIO_DONE, filling = 1, sending = 1;
 
+    if (!pyvfio_claim_socket(stream->claims))
+        return PYVFIO_BUSY;
     pyvfio_begin(stream);
     while (status == PYVFIO_DONE && stream->answered < count) {
         size_t waiting = stream->begun - stream->answered, room = window - waiting;
         uint64_t spent = pyvfio_now() - start;
         int more = stream->begun < count && spent < nanoseconds;
 
-        stream->sending = more;
+        if (sending && !more)
+            pyvfio_claims_clear(stream->claims, PYVFIO_C_SENDS);
+        sending = more;
         /* Half a window at a time: a call for each would cost as much as to wait for each. */
         if (!room)
             filling = 0;
@@ -582,5 +586,7 @@ static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uin
             status = pyvfio_take_some(stream, &flight, &got);
     }
     stream->unread = (uint32_t)got;
-    return pyvfio_end(stream, status);
+    if (status == PYVFIO_DONE && stream->answered < count)
+        status = PYVFIO_PAUSE;
+    return pyvfio_end_exchange(stream, status);
 }

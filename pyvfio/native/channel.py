@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+import threading
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyvfio.native._native import ffi, lib
+from pyvfio.native.claims import Claims
 from pyvfio.uapi.layout import Buffer
-
-WIDE = -64
-"""What :attr:`Stream.read_register` returns for a value that is in ``state.value``."""
 
 ITEM = np.dtype([("size", "=u4"), ("echo", "=u4"), ("fd", "=i4")])
 """``struct pyvfio_item``: bytes of a request, bytes of its payload that its reply consists of, and
@@ -23,26 +21,29 @@ the descriptor that goes with it, or -1."""
 class Stream:
     """A connected socket in C; how far the last call came is in :attr:`state`.
 
-    For one call at a time.
+    For one call at a time, which claims what it needs; where that is not free,
+    :attr:`Status.BUSY` is returned and nothing was done.
 
     :param fd: a blocking socket with SO_RCVTIMEO, which stays its owner's.
+    :param claims: of the socket.
     :param first_id: requests have this id and the 16,383 behind it, in turn.
     :param may_spin: whether waiting without sleeping may be tried.
     :ivar state: ``struct pyvfio_stream``.
-    :ivar read_register: (region, offset, width) -> value, minus the status, or :data:`WIDE`.
-    :ivar write_register: (region, offset, width, value) -> status.
-    :ivar post_register: the same for a write that is not answered.
     """
 
-    def __init__(self, fd: int, first_id: int, may_spin: bool = False) -> None:
+    def __init__(self, fd: int, claims: Claims, first_id: int, may_spin: bool = False) -> None:
         self.state = ffi.new("struct pyvfio_stream *")
         self.state.fd = fd
+        self.state.claims = claims.state
         self.state.id_base = first_id
-        self.state.sending = True
         self.state.may_spin = may_spin
-        self.read_register = partial(lib.pyvfio_read_register, self.state)
-        self.write_register = partial(lib.pyvfio_write_register, self.state)
-        self.post_register = partial(lib.pyvfio_post_register, self.state)
+        self._claims = claims  # the struct refers to it
+
+    @property
+    def left_by_me(self) -> bool:
+        """Whether this thread's last call has ended half way, and nobody has gone on from there."""
+        state = self.state
+        return bool(state.status) and int(state.thread) == threading.get_ident()
 
     def read_region(self, region: int, offset: int, target: memoryview) -> int:
         """REGION_READ into ``target``; returns the status."""
@@ -82,6 +83,6 @@ class Stream:
         """
         state = self.state
         head = bytes(ffi.buffer(state.received, state.unread))
-        fds = [state.fds[at] for at in range(state.fd_count)]
-        state.fd_count = 0
+        fds = [state.rights.fds[at] for at in range(state.rights.count)]
+        state.rights.count = 0
         return head + bytes(data[: state.unread_data]), fds

@@ -55,8 +55,13 @@ enum pyvfio_status {
     PYVFIO_ENDED,  /* the peer has closed the connection */
     PYVFIO_FAILED, /* `error` says why */
 
+    /* Of a client */
+    PYVFIO_BUSY,    /* others have the socket; nothing was done */
+    PYVFIO_CROWDED, /* all was done; others wait, and are to be told */
+
+    PYVFIO_PAUSE, /* go on, unless there is a reason not to */
+
     /* Of a server */
-    PYVFIO_PAUSE,  /* go on, unless there is a reason not to */
     PYVFIO_READ,   /* a register is to be read: `access` */
     PYVFIO_WRITE,  /* a register is to be written: `access` and `value` */
     PYVFIO_POSTED, /* `posted` writes of registers, as they came, at `run` */
@@ -87,31 +92,38 @@ static void pyvfio_keep_rights(struct pyvfio_rights *rights, struct msghdr *mess
 }
 
 /*
- * Receive into `data`; descriptors that come along are put to `rights`, which must have none.
+ * Receive into `parts`; descriptors that come along are put to `rights`, which must have none.
  * Returns as recvmsg(2) does, with -errno for -1.
  *
  * Not through libc: there it is a point where a thread can be cancelled, for which a process with
  * threads pays at each call.
  */
-static ssize_t pyvfio_receive_some(int fd, void *data, size_t size, int flags,
-                                   struct pyvfio_rights *rights)
+static ssize_t pyvfio_receive_parts(int fd, struct iovec *parts, size_t count, int flags,
+                                    struct pyvfio_rights *rights)
 {
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(PYVFIO_MAX_FDS * sizeof(int))];
     } control;
-    struct iovec part = {data, size};
     struct msghdr message = {
-        .msg_iov = &part,
-        .msg_iovlen = 1,
+        .msg_iov = parts,
+        .msg_iovlen = count,
         .msg_control = &control,
         .msg_controllen = sizeof(control),
     };
-    ssize_t count = syscall(SYS_recvmsg, fd, &message, flags | MSG_CMSG_CLOEXEC);
+    ssize_t size = syscall(SYS_recvmsg, fd, &message, flags | MSG_CMSG_CLOEXEC);
 
-    if (count < 0)
+    if (size < 0)
         return -errno;
     if (message.msg_controllen || (message.msg_flags & MSG_CTRUNC))
         pyvfio_keep_rights(rights, &message);
-    return count;
+    return size;
+}
+
+static ssize_t pyvfio_receive_some(int fd, void *data, size_t size, int flags,
+                                   struct pyvfio_rights *rights)
+{
+    struct iovec part = {data, size};
+
+    return pyvfio_receive_parts(fd, &part, 1, flags, rights);
 }

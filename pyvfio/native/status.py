@@ -17,6 +17,8 @@ class Status(IntEnum):
     OTHER = lib.PYVFIO_OTHER
     ENDED = lib.PYVFIO_ENDED
     FAILED = lib.PYVFIO_FAILED
+    BUSY = lib.PYVFIO_BUSY
+    CROWDED = lib.PYVFIO_CROWDED
     PAUSE = lib.PYVFIO_PAUSE
     READ = lib.PYVFIO_READ
     WRITE = lib.PYVFIO_WRITE

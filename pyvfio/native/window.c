@@ -19,6 +19,14 @@ struct pyvfio_window {
     uint64_t size;
     int readable;
     int writable;
+    /* How registers that are not mapped are reached (registers.c).  A stream is NULL where C does
+     * not; `of_python` is for who goes on with what it has begun. */
+    struct pyvfio_stream *reads;
+    struct pyvfio_stream *writes;
+    struct pyvfio_stream *posts; /* instead of `writes` */
+    const int *posting_is_over;
+    uint32_t region;
+    void *of_python;
     uint64_t count;
     struct pyvfio_area areas[];
 };
@@ -67,24 +75,6 @@ CHECKED_LOAD(8)
 CHECKED_LOAD(16)
 CHECKED_LOAD(32)
 CHECKED_LOAD(64)
-
-/* The value, or what failed. */
-#define LOAD(bits)                                                                           \
-    static uint64_t pyvfio_load##bits(const struct pyvfio_window *window, uint64_t offset)   \
-    {                                                                                        \
-        struct pyvfio_loaded loaded = checked_load##bits(window, offset);                    \
-                                                                                             \
-        return loaded.value | loaded.failure;                                                \
-    }
-
-LOAD(8)
-LOAD(16)
-LOAD(32)
-
-static struct pyvfio_loaded pyvfio_load64(const struct pyvfio_window *window, uint64_t offset)
-{
-    return checked_load64(window, offset);
-}
 
 /* Returns 0 or what failed. */
 #define STORE(bits)                                                                          \

@@ -98,6 +98,8 @@ class ConfigSpace(Region):
         """The command register as it was last read or written, for a device that has lost it."""
         return Command(int.from_bytes(self._known_command, "little"))
 
+    writes_in_c = False
+
     def _write_register(self, offset: int, width: int, value: int) -> None:
         super()._write_register(offset, width, value)
         self._know(offset, value.to_bytes(width, "little"))

@@ -33,6 +33,7 @@ from pyvfio.errors import (
     VFIOError,
     VFIOTimeout,
 )
+from pyvfio.native.claims import Claims
 from pyvfio.native.serve import Area, Service
 from pyvfio.polling import milliseconds
 from pyvfio.transport import trace
@@ -119,7 +120,8 @@ class Channel:
         self._closing = False
         self.paused = False
         self._hurried = False
-        self._turn = Turn(self, self._room, self._lock, f"vfio-user {name}")
+        self._claims = Claims()
+        self._turn = Turn(self, self._room, self._lock, self._claims, f"vfio-user {name}")
         self._reader: int | None = None
         self.unread = Unread()
         self._service: Service | None = None
@@ -148,6 +150,7 @@ class Channel:
             self._sock,
             lock=self._lock,
             turn=self._turn,
+            claims=self._claims,
             connection=self._connection,
             queue=self._queue,
             is_open=is_open,
@@ -307,6 +310,7 @@ class Channel:
     def pause_reading(self, paused: bool) -> None:
         """Take nothing more from the socket for now; replies to our requests wait as well."""
         if paused != self.paused:
+            self._claims.block()
             self.paused = paused
             self.wake()
 
@@ -342,7 +346,7 @@ class Channel:
         interrupt = self._turn.join()
         with self._lock:
             self._room.wait_for(
-                lambda: self._turn.holder is None
+                lambda: self._turn.holder is None and not self._claims.of_c
             )  # who reads has seen that it is over
         self._finish_all()
         self._drop_descriptors()
@@ -409,8 +413,9 @@ class Channel:
                     self._wait_for_room(command, room)
                 if slot:
                     self._wait_for_slot(command)
-                if not self.exchange.sending:
+                if not (self.exchange.is_open and self._claims.block()):
                     failure = self._encode_and_send(command, encode, fds, is_answer)
+                    self.review()
                     break
             # C has to send all that it has begun with.  Not a wait of the condition, which a signal
             # handler that raises can leave without the lock.
@@ -515,6 +520,13 @@ class Channel:
     def over(self) -> bool:
         """Whether the peer is gone, or the channel is closed."""
         return self._closing or self._lost is not None
+
+    def review(self) -> None:
+        """Let C have the socket where nothing is in its way; with the lock held."""
+        if self.exchange.is_open:
+            idle = not (self._connection.pending or self._connection.in_message)
+            reading = idle and self._turn.is_free and not self.unread.left and not self.paused
+            self._claims.unblock(not self._queue, reading)
 
     def interrupted(self) -> None:
         """A signal handler raised where the books could not be kept."""
@@ -639,6 +651,7 @@ class Channel:
     def _flush(self) -> None:
         with self._lock:
             self._queue.flush()
+            self.review()
             self._room.notify_all()
 
     def wake(self) -> None:

@@ -2,10 +2,14 @@
 """The usual exchange, in one call of C: a request goes out, exactly its reply comes in.
 
 That is possible where nobody reads the socket, nothing is queued or unanswered, and the stream is
-at the border of a message.  Whatever else comes up in C - no reply yet, another message, an error,
-descriptors, the end of the stream, a signal - is gone on with here: the request becomes a
-:class:`Call` of the channel, and the bytes that were read are given to its codec.  So all that is
-not usual is done in one place, the channel's, whether C was tried before or not.
+at the border of a message; C claims it then (:mod:`pyvfio.native.claims`).  Whatever else comes up
+in C - no reply yet, another message, an error, descriptors, the end of the stream, a signal - is
+gone on with here: the request becomes a :class:`Call` of the channel, and the bytes that were read
+are given to its codec.  So all that is not usual is done in one place, the channel's, whether C was
+tried before or not.
+
+Registers are asked for by the region's window (native/registers.c), which comes here only for what
+is not usual, and where others wait.
 
 The environment variable :data:`VARIABLE` set to 0 has nothing tried.  Neither is it where messages
 are traced.
@@ -21,7 +25,8 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from pyvfio.errors import ConnectionLost, RemoteProtocolError, VFIOError
-from pyvfio.native.channel import WIDE, Stream
+from pyvfio.native.channel import Stream
+from pyvfio.native.claims import Claims
 from pyvfio.native.status import Status
 from pyvfio.transport.call import Call, CallOwner
 from pyvfio.transport.send_queue import SendQueue
@@ -51,8 +56,6 @@ FIRST_ID, FIRST_POSTED_ID, IDS = 0x8000, 0xC000, 0x4000
 """Of the ids in C; those of the codec are below."""
 
 _NOTHING = memoryview(b"")
-_MISFITS = (OverflowError, TypeError)
-"""What C is not given: the general way says which value does not fit."""
 
 
 class Requests(Protocol):
@@ -65,7 +68,6 @@ class ExchangeOwner(CallOwner, Protocol):
     """What an exchange needs of its channel; but for ``submit`` and ``lose`` with its lock held."""
 
     in_flight: int
-    paused: bool
     unread: Unread
 
     def submit(self, command: Command, message: Request) -> Call:
@@ -79,6 +81,9 @@ class ExchangeOwner(CallOwner, Protocol):
 
     def lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
         """Take the peer for gone."""
+
+    def review(self) -> None:
+        """Let C have the socket where nothing is in its way."""
 
     def wake(self) -> None:
         """Have who reads see what is queued."""
@@ -102,9 +107,11 @@ class Exchange:
 
     :param owner: the channel.
     :param lock: the channel's, held by who sends.
+    :param claims: of C on the socket.
     :param is_open: whether there may be exchanges at all; they end with :meth:`close`.
     :ivar is_open: whether there may be exchanges.
-    :ivar active: whether C has the socket, for both directions while ``sending``.
+    :ivar stream: requests of C.
+    :ivar posts: what C sends without an answer.
     """
 
     def __init__(
@@ -114,6 +121,7 @@ class Exchange:
         *,
         lock: threading.Lock,
         turn: Turn,
+        claims: Claims,
         connection: Connection,
         queue: SendQueue,
         is_open: bool,
@@ -121,123 +129,67 @@ class Exchange:
         self._owner = owner
         self._lock = lock
         self._turn = turn
+        self._claims = claims
         self._connection = connection
         self._queue = queue
-        self._pending, self._queued = connection.pending, queue.messages  # whether there are some
         self.is_open = is_open
-        self.active = False
-        many_cpus = (os.cpu_count() or 1) > 1
-        self._stream = Stream(sock.fileno(), FIRST_ID, may_spin=many_cpus)
-        self._posts = Stream(sock.fileno(), FIRST_POSTED_ID)
-        self._state = self._stream.state
-        self._read_register = self._stream.read_register
-        self._write_register = self._stream.write_register
-        self._post_register = self._posts.post_register
+        many_cpus = len(os.sched_getaffinity(0)) > 1
+        self.stream = Stream(sock.fileno(), claims, FIRST_ID, may_spin=many_cpus)
+        self.posts = Stream(sock.fileno(), claims, FIRST_POSTED_ID)
+        self._state = self.stream.state
         if is_open:
             limit_waits(sock, PATIENCE)
+            claims.unblock(sending=True, reading=True)
 
     def close(self) -> None:
         """No more exchanges; one that is under way ends soon."""
         self.is_open = False
+        self._claims.block()
 
     @property
-    def sending(self) -> bool:
-        """Whether nobody else may send."""
-        return self.active and bool(self._state.sending)
+    def unflushed(self) -> bool:
+        """Whether something was sent that is not answered, and nobody has waited for since."""
+        return bool(self._claims.state.unflushed)
+
+    @unflushed.setter
+    def unflushed(self, unflushed: bool) -> None:
+        self._claims.state.unflushed = unflushed
 
     # The exchanges
-
-    def read_register(self, region: int, offset: int, width: int) -> int | Call:
-        """REGION_READ of 1 to 8 bytes; their value, or the call that goes on with it."""
-        try:
-            if self._enter():
-                value = self._read_register(region, offset, width)
-                if value == WIDE:
-                    value = int(self._state.value)
-                if value >= 0:
-                    self._leave()
-                    return value
-            return self._go_on(Command.REGION_READ, RegionRead(offset, region, width))
-        except BaseException as error:
-            self._recover(error, [(Command.REGION_READ, RegionRead(offset, region, width))])
-        return self._owner.submit(Command.REGION_READ, RegionRead(offset, region, width))
-
-    def write_register(self, region: int, offset: int, width: int, value: int) -> Call | None:
-        """REGION_WRITE of 1 to 8 bytes; the call that goes on with it, if that is necessary."""
-        try:
-            if self._enter() and not self._write_register(region, offset, width, value):
-                self._leave()
-                return None
-            return self._go_on(Command.REGION_WRITE, register_write(region, offset, width, value))
-        except BaseException as error:
-            request = register_write(region, offset, width, value)
-            self._recover(error, [(Command.REGION_WRITE, request)])
-        return self._owner.submit(Command.REGION_WRITE, request)
 
     def read_region(self, region: int, offset: int, target: memoryview) -> Call | None:
         """REGION_READ that fills ``target``; the call that goes on with it, if necessary."""
         request = RegionRead(offset, region, len(target))
         try:
-            if self._enter() and not self._stream.read_region(region, offset, target):
-                self._leave()
+            status = self.stream.read_region(region, offset, target)
+            if status == Status.DONE:
                 return None
-            return self._go_on(Command.REGION_READ, request, target)
-        except BaseException as error:
-            self._recover(error, [(Command.REGION_READ, request)], target)
+            if status == Status.CROWDED:
+                self.tell_others()
+                return None
+            if status != Status.BUSY:
+                return self.go_on(Command.REGION_READ, request, target)
+        except BaseException:
+            self.abandon([(Command.REGION_READ, request)], target)
+            raise
         return self._owner.submit(Command.REGION_READ, request)
-
-    def post_register(self, region: int, offset: int, width: int, value: int) -> bool:
-        """REGION_WRITE of 1 to 8 bytes that is not answered.
-
-        :returns: False where it must go the general way, since the socket does not take it now.
-        """
-        if not self.is_open:  # before the lock, which is not to be had in the child of a fork
-            return False
-        try:
-            with self._lock:
-                if not self.is_open or self._queued or self.active:
-                    return False
-                if not self._post_register(region, offset, width, value):
-                    return True
-                write = register_write(region, offset, width, value)
-                frame = self._connection.frame(
-                    self._posts.state.first_id, Command.REGION_WRITE, write, no_reply=True
-                )
-                return self._queue_rest(b"".join(frame))
-        except BaseException as error:
-            self._recover_post(error)
-            return False
 
     def post(self, messages: Buffer) -> bool:
         """Messages that are not answered, with ids from :data:`FIRST_POSTED_ID` on.
 
         :returns: False where they must go the general way.
         """
-        if not self.is_open:  # before the lock, which is not to be had in the child of a fork
-            return False
         try:
-            with self._lock:
-                if not self.is_open or self._queued or self.active:
-                    return False
-                return not self._posts.post(messages) or self._queue_rest(messages)
-        except BaseException as error:
-            self._recover_post(error)
-            return False
-
-    def _queue_rest(self, messages: Buffer) -> bool:
-        """Queue what the socket has not taken; False where it has taken nothing."""
-        state = self._posts.state
-        sent, state.status = state.sent, Status.DONE
-        if sent:
-            self._queue.append(bytes(memoryview(messages)[sent:]))
-            self._owner.wake()
-        return bool(sent)
-
-    def _recover_post(self, error: BaseException) -> None:
-        if self._posts.state.status and self._posts.state.sent:
-            self._owner.lose(ConnectionLost, "interrupted while sending")
-        if not isinstance(error, _MISFITS):
-            raise error
+            status = self.posts.post(messages)
+            if status == Status.DONE:
+                return True
+            if status == Status.CROWDED:
+                self.tell_others()
+                return True
+            return status != Status.BUSY and self.queue_rest(messages)
+        except BaseException:
+            self.abandon_post()
+            raise
 
     def pipeline(
         self, frames: bytearray, items: npt.NDArray[Any], requests: Requests
@@ -250,75 +202,69 @@ class Exchange:
         :returns: how many were sent, 0 where now is not the time; and the calls of those, by
             position, that were not answered the usual way.
         """
-        sent, calls = 0, dict[int, Call]()
         try:
-            if self._enter():
-                self._stream.pipeline(frames, items, WINDOW, PATIENCE)
-                sent = self._state.begun
-                calls = self._settle(requests)
-        except BaseException as error:
-            self._recover(error, requests)
-        return sent, calls
+            status = self.stream.pipeline(frames, items, WINDOW, PATIENCE)
+            if status == Status.BUSY:
+                return 0, {}
+            if status == Status.CROWDED:
+                self.tell_others()
+            if status in (Status.DONE, Status.CROWDED):
+                return len(items), {}
+            sent = int(self._state.begun)
+            return sent, self._settle(requests)
+        except BaseException:
+            self.abandon(requests)
+            raise
 
-    # Before and after
+    # What is not usual
 
-    def _enter(self) -> bool:
-        """Take the turn and the right to send, unless something is under way."""
-        if not self.is_open:  # before the lock, see post_register()
-            return False
-        turn = self._turn
-        with self._lock:
-            if (
-                not self.is_open
-                or turn.holder is not None
-                or self._pending
-                or self._queued
-                or self._connection.in_message
-                or self._owner.unread.left
-                or self._owner.paused
-            ):
-                return False
-            turn.holder = threading.get_ident()
-            turn.waits += 1
-            self.active = True
-        return True
+    def tell_others(self) -> None:
+        """C has done all, and others wait for the socket."""
+        self._turn.pass_on()
 
-    def _leave(self) -> None:
-        """The usual end.
+    def go_on(self, command: Command, request: Request, target: memoryview = _NOTHING) -> Call:
+        """The call that waits for what C has not received; all of it, where C has sent nothing.
 
-        No lock is needed: who begins to wait is in the list before it looks who has the turn.
+        :param target: what was to be filled.
         """
-        self.active = False
-        turn = self._turn
-        turn.holder = None
-        if turn.waiters or turn.standby or not self.is_open:
-            turn.pass_on()
+        call = self._settle([(command, request)], target).get(0)
+        return self._owner.submit(command, request) if call is None else call
 
-    def _go_on(self, command: Command, request: Request, target: memoryview = _NOTHING) -> Call:
-        """The call that waits for what C has not received; all of it, where C had no turn."""
-        if self._turn.holder == threading.get_ident():
-            call = self._settle([(command, request)], target).get(0)
-            if call is not None:
-                return call
-        return self._owner.submit(command, request)
+    def post_on(self, command: Command, request: Request) -> bool:
+        """Go on with a message that C has posted in part; False where it has sent nothing."""
+        number = self.posts.state.first_id
+        return self.queue_rest(
+            b"".join(self._connection.frame(number, command, request, no_reply=True))
+        )
 
-    def _recover(
-        self,
-        error: BaseException,
-        requests: Requests,
-        target: memoryview = _NOTHING,
-    ) -> None:
-        """Leave in good order, and raise what came in between, unless C did not take a value."""
-        if self._turn.holder == threading.get_ident():
-            try:
-                self._settle(requests, target, abandoned=True)
-            except BaseException:
-                self.active = False
-                self._turn.drop()
-                self._owner.interrupted()
-                raise
-        if not isinstance(error, _MISFITS):
-            raise error
+    def queue_rest(self, messages: Buffer) -> bool:
+        """Queue what the socket has not taken of ``messages``; False where it took nothing."""
+        state = self.posts.state
+        with self._lock:
+            self._claims.block()
+            sent, state.status = state.sent, Status.DONE
+            if sent:
+                self._queue.append(bytes(memoryview(messages)[sent:]))
+            self._claims.end_post()
+            self._owner.review()
+        if sent:
+            self._owner.wake()
+        return bool(sent)
+
+    def abandon(self, requests: Requests, target: memoryview = _NOTHING) -> None:
+        """A signal handler has raised: leave what C may have begun in good order."""
+        if self.stream.left_by_me:
+            self._settle(requests, target, abandoned=True)
+        else:
+            self.tell_others()
+
+    def abandon_post(self) -> None:
+        """The same for what is not answered: what was sent of it cannot be taken back."""
+        if self.posts.left_by_me:
+            self._owner.interrupted()
+            self.posts.state.status = Status.DONE
+            self._claims.end_post()
+        self.tell_others()
 
     def _settle(
         self,
@@ -331,21 +277,25 @@ class Exchange:
         :param abandoned: nobody waits for the replies.
         :returns: the calls of those that were sent and not answered, by position.
         """
-        calls: dict[int, Call] = {}
-        failure: tuple[type[VFIOError], str, str] | None = None
-        with self._lock:
-            if self._state.status:
+        try:
+            with self._lock:
+                self._claims.block()
                 failure = self._failure()
                 calls = self._adopt(requests, abandoned)
-                self._keep(*self._stream.take_unread(target))
-                self._state.status = Status.DONE
-                self._state.sending = True
-            self.active = False
-            self._turn.drop()
+                self._keep(*self.stream.take_unread(target))
+                self._end()
+        except BaseException:  # a signal handler's: how far this has come is not known
+            self._end()
+            self._owner.interrupted()
+            raise
         if failure is not None:
             self._owner.lose(*failure)
         self._turn.pass_on()
         return calls
+
+    def _end(self) -> None:
+        self._state.status = Status.DONE
+        self._claims.end_exchange()
 
     def _adopt(self, requests: Requests, abandoned: bool) -> dict[int, Call]:
         state, owner = self._state, self._owner
@@ -374,7 +324,7 @@ class Exchange:
     def _failure(self) -> tuple[type[VFIOError], str, str] | None:
         """What has ended the connection, if anything has, but for its plain end."""
         state = self._state
-        if state.fds_lost:
+        if state.rights.lost:
             return RemoteProtocolError, LOST_FDS, LOST_FDS_HINT
         if state.error in GONE or (state.error and state.status == Status.FAILED):
             return ConnectionLost, str(OSError(state.error, os.strerror(state.error))), ""

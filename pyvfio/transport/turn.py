@@ -3,7 +3,8 @@
 
 A thread that waits for something takes the turn if it is free, so a request costs no switch between
 threads; when it has its answer it passes the turn to another that waits.  While nobody waits, a
-thread of the turn's own has it.
+thread of the turn's own has it.  A call of C takes the turn without a holder, by its claim
+(:mod:`pyvfio.native.claims`), and none does while anybody here has it or waits for it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import threading
 import time
 from typing import Protocol
 
+from pyvfio.native.claims import Claims
 from pyvfio.transport.call import Waiter
 
 IDLE = 0.001
 """Seconds without a caller after which the turn's own thread takes it."""
+LONG_IDLE, MANY = 4 * IDLE, 32
+"""The same while there are so many in that time that hardly any is left between them."""
 
 
 class Reader(Protocol):
@@ -31,6 +35,9 @@ class Reader(Protocol):
     def interrupted(self) -> None:
         """A signal handler raised where the turn was to be left."""
 
+    def review(self) -> None:
+        """Let C have the socket where nothing is in its way; with the lock held."""
+
 
 class Turn:
     """The turn to read.
@@ -38,17 +45,24 @@ class Turn:
     :param reader: what reads.
     :param room: the reader's condition; told when the turn is left for good.
     :param lock: the lock of ``room``.
+    :param claims: of C on the socket.
     :param name: of the thread.
     :ivar holder: the thread that has the turn.
     :ivar waiters: those who have it not sleep, and are passed it.
-    :ivar waits: how many waits there have been; callers come in bursts.
+    :ivar waits: how many waits there have been, but for those in C.
     :ivar standby: the turn's own thread sleeps until a wait is over.
     """
 
     def __init__(
-        self, reader: Reader, room: threading.Condition, lock: threading.Lock, name: str
+        self,
+        reader: Reader,
+        room: threading.Condition,
+        lock: threading.Lock,
+        claims: Claims,
+        name: str,
     ) -> None:
         self._reader = reader
+        self._claims = claims
         self.holder: int | None = None
         self.waiters: list[Waiter] = []
         self.waits = 0
@@ -108,10 +122,15 @@ class Turn:
     def _take(self) -> bool:
         # Not a lock of its own: who is interrupted on the way back must still be known to have it.
         with self._lock:
-            if self.holder is not None:
+            if self.holder is not None or self._claims.block_reading():
                 return False
             self.holder = threading.get_ident()
             return True
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody has the turn, or waits for it; with the lock held."""
+        return self.holder is None and not self.waiters and not self.standby
 
     def drop(self) -> None:
         """Have the turn no more, whoever waits for it."""
@@ -133,6 +152,7 @@ class Turn:
                 self._room.notify_all()
             heir = self.waiters[0] if self.waiters and self.holder is None else None
             standby, self.standby = self.standby, False
+            self._reader.review()
         if heir is not None:
             heir.wake()
         if standby:
@@ -149,27 +169,37 @@ class Turn:
         """The turn's own thread: has it while nobody waits."""
         over = self._reader.over
         while not over():
-            waits = self.waits
+            waits = self._all_waits()
             if self._take():
                 try:
-                    while waits == self.waits and not over():
+                    while waits == self._all_waits() and not over():
                         self._reader.read_once(None)
                 finally:
                     self.step_back()
             else:
                 self._stand_by(waits)
-            # Callers come in bursts; between two of them the turn is not worth having.
-            while waits != self.waits and not over():
-                waits = self.waits
-                time.sleep(IDLE)
+            self._rest(waits)
+
+    def _rest(self, waits: int) -> None:
+        """Callers come in bursts; between two of them the turn is not worth having.
+
+        :param waits: how many there had been.
+        """
+        while (more := self._all_waits() - waits) and not self._reader.over():
+            waits += more
+            time.sleep(LONG_IDLE if more >= MANY else IDLE)
+
+    def _all_waits(self) -> int:
+        return self.waits + int(self._claims.state.exchanges)
 
     def _stand_by(self, waits: int) -> None:
         """Sleep as long as the one who waits now does; a short wait is not worth it."""
         time.sleep(IDLE)
         with self._lock:
             self.standby = True  # before the look at who has the turn: who leaves it looks here
-            waited = self.holder is not None or bool(self.waiters)
-            if not waited or waits != self.waits or self._reader.over():
+            waited = self._claims.block_reading() or self.holder is not None or self.waiters
+            if not waited or waits != self._all_waits() or self._reader.over():
                 self.standby = False
+                self._reader.review()
                 return
         self._recall.get()

@@ -32,27 +32,34 @@ HEADER = bytes.fromhex(
 """1234:11e8, memory off, master and INTx disable on, a capability at 0x40, INTB."""
 
 
-class Recorded(ConfigSpace):
-    """Configuration space that was read before."""
+class Recording:
+    """The operations on a device of which nothing is left but its configuration space."""
 
     def __init__(self, data: bytes) -> None:
-        info = RegionInfo(7, RegionFlags.READ, len(data))
-        super().__init__(cast(DeviceIO, None), info, "recorded:", Posting(lambda: None))
         self._data = data
 
-    def _read_trapped(self, offset: int, size: int) -> bytes:
+    def register_messages(self, index: int) -> None:
+        return None
+
+    def region_read(self, index: int, offset: int, size: int) -> bytes:
         return self._data[offset : offset + size]
 
-    def _read_register(self, offset: int, width: int) -> int:
-        return int.from_bytes(self._read_trapped(offset, width), "little")
+    def register_read(self, index: int, offset: int, width: int) -> int:
+        return int.from_bytes(self.region_read(index, offset, width), "little")
 
 
-def recorded(capability: str = "", size: int = 256) -> Recorded:
+def recorded_as(data: bytes) -> ConfigSpace:
+    """Configuration space that was read before."""
+    info = RegionInfo(7, RegionFlags.READ, len(data))
+    return ConfigSpace(cast(DeviceIO, Recording(data)), info, "recorded:", Posting(lambda: None))
+
+
+def recorded(capability: str = "", size: int = 256) -> ConfigSpace:
     """A header with at most one capability: its id, and what stands behind its link."""
     body = bytes.fromhex(capability)
     data = bytearray(HEADER + body[:1] + bytes(len(body) > 0) + body[1:])
     data[0x34] = 0x40 if body else 0
-    return Recorded(bytes(data.ljust(size, b"\0")))
+    return recorded_as(bytes(data.ljust(size, b"\0")))
 
 
 def fields_of(capability: str) -> dict[str, Shown]:
@@ -117,7 +124,9 @@ def test_no_more_is_printed_than_there_is(size: int, asked: int, printed: int) -
 @given(data=st.binary(min_size=64, max_size=600), asked=st.sampled_from([64, 256, 4096]))
 @MODERATE
 def test_what_is_dumped_is_read_back_as_the_same_bytes(data: bytes, asked: int) -> None:
-    assert read_dump(dump(Recorded(data), "0001:02:03.4", asked)) == {"0001:02:03.4": data[:asked]}
+    assert read_dump(dump(recorded_as(data), "0001:02:03.4", asked)) == {
+        "0001:02:03.4": data[:asked]
+    }
 
 
 def test_dumps_may_stand_one_behind_the_other() -> None:
@@ -315,7 +324,7 @@ def test_a_capability_that_is_cut_off_by_the_end_is_decoded_as_far_as_it_goes(
     data = bytearray(recorded().read_bytes(0, 256 - room) + b"\xff" * room)
     data[0x34] = 256 - room
     data[256 - room : 258 - room] = bytes.fromhex(number + "00")
-    config = Recorded(bytes(data))
+    config = recorded_as(bytes(data))
     (found,) = config.capabilities()
     assert decode_capability(config, found)
 
@@ -323,7 +332,7 @@ def test_a_capability_that_is_cut_off_by_the_end_is_decoded_as_far_as_it_goes(
 @given(data=st.binary(min_size=64, max_size=300))
 @MODERATE
 def test_whatever_a_device_says_is_decoded(data: bytes) -> None:
-    config = Recorded(data.ljust(256, data[-1:]))
+    config = recorded_as(data.ljust(256, data[-1:]))
     decode_header(config)
     for capability in config.capabilities():
         decode_capability(config, capability)

@@ -54,6 +54,9 @@ class NoDevice:
     def flush(self) -> None:
         """Nothing was posted."""
 
+    def register_messages(self, index: int) -> None:
+        """There are no messages."""
+
 
 def steps(bar: BAR, *steps: Step) -> list[int]:
     """Run a program; returns its results."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvfio.backends.user.register_writes import RegisterWrites
+from pyvfio.backends.user.registers import SocketRegisters
 from pyvfio.dirty_bitmap import bitmap_size
 from pyvfio.errors import RemoteError, RemoteProtocolError
 from pyvfio.eventfd import is_eventfd
@@ -36,9 +37,7 @@ from pyvfio.vectors import (
     IOEventFDInfo,
     IRQInfo,
     RegionInfo,
-    ShortAccess,
     known,
-    register_value,
 )
 from pyvfio.wire import messages
 from pyvfio.wire.header import Command
@@ -68,7 +67,6 @@ class UserDeviceIO(DeviceIO):
         self._limits = limits
         self._region_fds: list[int] = []
         self._sizes: dict[int, int] = {}
-        self._unflushed = False
 
     def get_info(self) -> DeviceInfo:
         reply = self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo()).message
@@ -180,11 +178,10 @@ class UserDeviceIO(DeviceIO):
         target[: len(data)] = data
         return len(data)
 
-    def register_read(self, index: int, offset: int, width: int) -> int:
-        found = self._exchange.read_register(index, offset, width)
-        if isinstance(found, int):
-            return found
-        return register_value(found.result().message.data, width)
+    def register_messages(self, index: int) -> SocketRegisters | None:
+        if not self._exchange.is_open:
+            return None
+        return SocketRegisters(self._exchange, index, self._post)
 
     def region_write(self, index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
         if len(data) <= self._longest_write:
@@ -212,26 +209,12 @@ class UserDeviceIO(DeviceIO):
         return count
 
     def _post(self, index: int, offset: int, data: Buffer) -> None:
-        self._unflushed = True
+        self._exchange.unflushed = True
         request = messages.RegionWrite(offset, index, data)
         if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
             self._channel.post_write(request)
         else:
             self._channel.post(Command.REGION_WRITE, request)
-
-    def register_write(
-        self, index: int, offset: int, width: int, value: int, posted: bool = False
-    ) -> None:
-        if posted:
-            self._unflushed = True
-            if not self._exchange.post_register(index, offset, width, value):
-                self._post(index, offset, value.to_bytes(width, "little"))
-            return
-        call = self._exchange.write_register(index, offset, width, value)
-        if call is not None:
-            count = call.result().message.count
-            if count != width:
-                raise ShortAccess(count)
 
     def registers_write(
         self,
@@ -244,7 +227,6 @@ class UserDeviceIO(DeviceIO):
         writes = RegisterWrites(index, width, offsets, values)
         if not posted:
             return [BatchFailure(*failure) for failure in Flight(self._channel, writes).run()]
-        self._unflushed = True
         if not self._exchange.is_open:
             for _, request in writes:
                 self._post(index, request.offset, request.data)
@@ -258,18 +240,19 @@ class UserDeviceIO(DeviceIO):
 
     @property
     def unflushed(self) -> bool:
-        return self._unflushed
+        return self._exchange.unflushed
 
     def flush(self) -> None:
-        if self._unflushed:
-            self._unflushed = False  # before the question: a write may be posted behind it
+        if self._exchange.unflushed:
+            # Before the question: a write may be posted behind it.
+            self._exchange.unflushed = False
             # Commands are carried out in order: any answer tells that those before it are through.
             try:
                 self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo())
             except RemoteError:
                 pass
             except BaseException:
-                self._unflushed = True
+                self._exchange.unflushed = True
                 raise
 
     def reset(self) -> None:
