@@ -2,6 +2,9 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 SECONDS ?= 60
+# Tests at one time; a file's stay together, in their order.
+JOBS   ?= 2
+PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 TREE   := setup.py pyproject.toml pyvfio/native/build.py $(wildcard pyvfio/native/[!_]*.c)
 
 .DEFAULT_GOAL := help
@@ -20,10 +23,10 @@ demo-emulator: $(VENV)/run.stamp ## guest firmware in a small emulated PC drives
 
 test: $(VENV)/dev.stamp lint ## lint, types and all tests, the guest with the real kernel included
 	@sh tools/test-packages.sh
-	$(PYTHON) -m pytest
+	$(PYTEST)
 
 check: $(VENV)/dev.stamp lint ## lint, types, unit and conformance tests, a short fuzz: under 2 minutes
-	$(PYTHON) -m pytest tests/unit tests/conformance tests/fuzz
+	$(PYTEST) tests/unit tests/conformance tests/fuzz
 
 lint: $(VENV)/dev.stamp ## format, lint and types
 	$(PYTHON) -m ruff format --check .
