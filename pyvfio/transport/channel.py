@@ -360,6 +360,7 @@ class Channel:
         from hearing of the parent's end.
         """
         self.exchange.close()
+        self._claims.end_exchange()  # of a thread that is not here
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._turn.use(self._room, self._lock)

@@ -82,9 +82,6 @@ class ExchangeOwner(CallOwner, Protocol):
     def lose(self, kind: type[VFIOError], reason: str, hint: str = "") -> None:
         """Take the peer for gone."""
 
-    def review(self) -> None:
-        """Let C have the socket where nothing is in its way."""
-
     def wake(self) -> None:
         """Have who reads see what is queued."""
 
@@ -246,9 +243,9 @@ class Exchange:
             if sent:
                 self._queue.append(bytes(memoryview(messages)[sent:]))
             self._claims.end_post()
-            self._owner.review()
         if sent:
             self._owner.wake()
+        self.tell_others()
         return bool(sent)
 
     def abandon(self, requests: Requests, target: memoryview = _NOTHING) -> None:

@@ -26,6 +26,7 @@ from pyvfio.errors import (
     DMABatchError,
     RegionError,
     RemoteProtocolError,
+    VFIOError,
     VFIOTimeout,
 )
 from pyvfio.pci.bars import BAR
@@ -357,6 +358,28 @@ def test_close_ends_the_wait_of_another_thread(
     assert asked.wait(raw.SECONDS)
     device.close()
     thread.join()
+    assert [type(error) for error in ends] == [DeviceClosed]
+
+
+def test_close_ends_the_writes_of_another_thread_to_a_server_that_does_not_read(
+    server: RawServer,
+) -> None:
+    ends: list[BaseException] = []
+    with pyvfio.open(server.uri, posted_writes=True) as device:
+        bar = device.bars[0]
+
+        def write_on_and_on() -> None:
+            try:
+                while True:
+                    bar.write32(0, 1)
+            except VFIOError as error:
+                ends.append(error)
+
+        with server.deaf(lambda: bar.write32(0, 1)):
+            (thread,) = in_threads([write_on_and_on])
+            time.sleep(SLOW)
+            device.close()
+            thread.join()
     assert [type(error) for error in ends] == [DeviceClosed]
 
 
