@@ -1066,7 +1066,8 @@ def test_a_header_that_makes_no_sense_ends_the_connection(
 )
 def test_garbage_ends_the_connection(edu_server: ServerProcess, garbage: bytes) -> None:
     with RawClient(edu_server.path) as client:
-        client.send(garbage)
+        with suppress(BrokenPipeError):  # it may have seen enough before it has all
+            client.send(garbage)
         assert client.ended()
     assert serves(edu_server)
 
