@@ -533,10 +533,14 @@ class Channel:
         """A signal handler raised where the books could not be kept."""
         self.lose(ConnectionLost, "interrupted")
 
-    def read_once(self, seconds: float | None) -> None:
-        """Wait for the socket and do what it is ready for; only with the turn."""
+    def read_once(self, seconds: float | None) -> bool:
+        """Wait for the socket and do what it is ready for; only with the turn.
+
+        :returns: whether there was something to do.
+        """
         # Who is interrupted here has not touched anything.
-        ready = self.await_event(seconds) if self._ahead() is None else []
+        ahead = self._ahead() is not None
+        ready = [] if ahead else self.await_event(seconds)
         self._reader = threading.get_ident()
         try:
             while self.unread:
@@ -551,6 +555,7 @@ class Channel:
             self._fail(error)
         finally:
             self._reader = None
+        return ahead or bool(ready)
 
     def _fail(self, error: BaseException) -> None:
         """Lose the connection; called where ``error`` is handled, which goes on if it must."""
@@ -574,6 +579,15 @@ class Channel:
             self._poller.register(self._sock, interest)
             self._registered = interest
         return self._poller.poll(milliseconds(seconds))
+
+    def await_work(self) -> None:
+        """Wait, without the turn, until there may be something to do with it."""
+        if self._ahead() is not None:
+            return
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
+        poller.register(self._sock, self._interest())
+        poller.poll()
 
     def attend_to_wake(self, events: Sequence[tuple[int, int]]) -> None:
         """Take note of having been woken, of all that :meth:`await_event` has told."""

@@ -287,6 +287,8 @@ class Exchange:
             raise
         if failure is not None:
             self._owner.lose(*failure)
+        if abandoned:
+            self._owner.wake()  # nobody else will see what there is to read or to send
         self._turn.pass_on()
         return calls
 

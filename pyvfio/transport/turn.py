@@ -3,8 +3,10 @@
 
 A thread that waits for something takes the turn if it is free, so a request costs no switch between
 threads; when it has its answer it passes the turn to another that waits.  While nobody waits, a
-thread of the turn's own has it.  A call of C takes the turn without a holder, by its claim
-(:mod:`pyvfio.native.claims`), and none does while anybody here has it or waits for it.
+thread of the turn's own takes it when there is something to read.
+
+A call of C takes the turn without a holder, by its claim (:mod:`pyvfio.native.claims`), and none
+does while anybody here has it or waits for it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pyvfio.native.claims import Claims
 from pyvfio.transport.call import Waiter
 
 IDLE = 0.001
-"""Seconds without a caller after which the turn's own thread takes it."""
+"""Seconds without a caller after which the turn's own thread looks for something to read."""
 LONG_IDLE, MANY = 4 * IDLE, 32
 """The same while there are so many in that time that hardly any is left between them."""
 
@@ -29,8 +31,14 @@ class Reader(Protocol):
     def over(self) -> bool:
         """Whether nothing is read any more."""
 
-    def read_once(self, seconds: float | None) -> None:
-        """Wait for the socket and do what it is ready for; only with the turn."""
+    def read_once(self, seconds: float | None) -> bool:
+        """Wait for the socket and do what it is ready for; only with the turn.
+
+        :returns: whether there was something to do.
+        """
+
+    def await_work(self) -> None:
+        """Wait until there may be something to do for :meth:`read_once`; without the turn."""
 
     def interrupted(self) -> None:
         """A signal handler raised where the turn was to be left."""
@@ -166,14 +174,18 @@ class Turn:
             self._reader.read_once(left)
 
     def _run(self) -> None:
-        """The turn's own thread: has it while nobody waits."""
+        """The turn's own thread: reads while nobody waits."""
         over = self._reader.over
         while not over():
             waits = self._all_waits()
-            if self._take():
+            if self.holder is None:
+                self._reader.await_work()
+            if waits != self._all_waits():
+                pass  # it was for the one who came
+            elif self._take():
                 try:
-                    while waits == self._all_waits() and not over():
-                        self._reader.read_once(None)
+                    while not over() and self._reader.read_once(0.0) and waits == self._all_waits():
+                        pass
                 finally:
                     self.step_back()
             else:
@@ -181,7 +193,7 @@ class Turn:
             self._rest(waits)
 
     def _rest(self, waits: int) -> None:
-        """Callers come in bursts; between two of them the turn is not worth having.
+        """Callers come in bursts; between two of them there is little else to read.
 
         :param waits: how many there had been.
         """
