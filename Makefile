@@ -4,11 +4,17 @@ PYTHON := $(VENV)/bin/python
 SECONDS ?= 60
 # Tests at one time; a file's stay together, in their order.
 JOBS   ?= 2
+# Not test_touches.py: it counts the accesses of the very instructions.
+SANITIZED := tests/unit/test_mmio.py tests/unit/test_native_messages.py \
+	tests/unit/test_register_program.py tests/unit/test_eventfd.py \
+	tests/fault/test_exchange.py tests/fault/test_flow.py tests/fault/test_server_direct.py \
+	tests/conformance
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 TREE   := setup.py pyproject.toml pyvfio/native/build.py $(wildcard pyvfio/native/[!_]*.c)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-emulator test check lint bench bench-compare bench-docs fuzz soak clean
+.PHONY: help demo demo-emulator test check lint sanitize bench bench-compare bench-docs fuzz soak
+.PHONY: clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +30,8 @@ demo-emulator: $(VENV)/run.stamp ## guest firmware in a small emulated PC drives
 test: $(VENV)/dev.stamp lint ## lint, types and all tests, the guest with the real kernel included
 	@sh tools/test-packages.sh
 	$(PYTEST)
+	@echo "The conformance suite again, without the ways through C:"
+	PYVFIO_NATIVE_CHANNEL=0 PYVFIO_NATIVE_SERVER=0 $(PYTEST) tests/conformance
 
 check: $(VENV)/dev.stamp lint ## lint, types, unit and conformance tests, a short fuzz: under 2 minutes
 	$(PYTEST) tests/unit tests/conformance tests/fuzz
@@ -32,6 +40,9 @@ lint: $(VENV)/dev.stamp ## format, lint and types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+
+sanitize: $(VENV)/dev.stamp ## tests of the C parts, built with AddressSanitizer and UBSan
+	sh tools/sanitize.sh $(PYTHON) -n $(JOBS) --dist loadfile --timeout 600 $(SANITIZED)
 
 soak: $(VENV)/dev.stamp ## traffic for SECONDS (60), 100 migrations, ends that die at 200 random moments
 	PYVFIO_SOAK=$(SECONDS) $(PYTHON) -m pytest tests/soak
