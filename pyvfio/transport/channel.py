@@ -128,9 +128,12 @@ class Channel:
         self._by_service: UnreadByService | None = None
         self._poller = select.poll()
         self._registered = -1
-        self._wake_fd = -1
+        # The latter is for the turn's own thread while it waits without the turn: of the former
+        # somebody else may have taken note.
+        self._wake_fd = self._idle_fd = -1
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._idle_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._poller.register(self._wake_fd, select.POLLIN)
             self._tracer = trace.tracer(sock, role, name, twin)
             if self._tracer is not None:
@@ -376,9 +379,9 @@ class Channel:
         self.unread.drop()
         self._drop_service()
         self._sock.close()
-        fd, self._wake_fd = self._wake_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        fds = [fd for fd in (self._wake_fd, self._idle_fd) if fd >= 0]
+        self._wake_fd = self._idle_fd = -1
+        close_fds(fds)
 
     def _drop_service(self) -> None:
         """Let go of its buffers, which are large for something to wait for a collection."""
@@ -582,9 +585,12 @@ class Channel:
 
     def await_work(self) -> None:
         """Wait, without the turn, until there may be something to do with it."""
-        if self._ahead() is not None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._idle_fd)
+        if self._ahead() is not None or self.over():
             return
         poller = select.poll()
+        poller.register(self._idle_fd, select.POLLIN)
         poller.register(self._wake_fd, select.POLLIN)
         poller.register(self._sock, self._interest())
         poller.poll()
@@ -674,8 +680,7 @@ class Channel:
         service = self._service
         if service is not None:
             service.hurry(True)
-        fd = self._wake_fd
-        if fd >= 0:
+        for fd in (self._wake_fd, self._idle_fd):
             # Without a lock, since signal handlers call it: it may be closed just now.
             with contextlib.suppress(OSError):
                 os.eventfd_write(fd, 1)
