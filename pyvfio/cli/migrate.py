@@ -24,10 +24,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pyvfio.cli import migrate_verbs
-from pyvfio.cli.migrate_verbs import MAX_KEPT
 from pyvfio.cli.state_files import STANDARD
 from pyvfio.cli.uris import URI_HELP
-from pyvfio.migration_transfer import PRECOPY_SECONDS
+from pyvfio.migration_transfer import MAX_SIZE, PRECOPY_SECONDS
 
 _USAGE = """pyvfio migrate [options] SRC DST
        pyvfio migrate [options] save URI FILE
@@ -54,7 +53,7 @@ class _Verb(NamedTuple):
     options: frozenset[str]
 
 
-_TRANSFER = frozenset(("precopy", "precopy-seconds"))
+_TRANSFER = frozenset(("precopy", "precopy-seconds", "max-size"))
 _MOVE = _Verb(migrate_verbs.move, 2, _TRANSFER | {"resume"})
 _VERBS = {
     "save": _Verb(migrate_verbs.save, 2, _TRANSFER | {"keep-running"}),
@@ -101,7 +100,8 @@ def add_parser(verbs: Any) -> None:
         "--max-size",
         type=int,
         metavar="BYTES",
-        help=f"load: what is kept of a FILE that is a pipe, at most (default {MAX_KEPT})",
+        help="give up where the state is larger; load: where a FILE that is a pipe is"
+        f" (default {MAX_SIZE})",
     )
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     parser.set_defaults(run=run)
@@ -135,6 +135,8 @@ def _check(args: argparse.Namespace, verb: _Verb, operands: list[str], name: str
             raise ValueError(f"migrate {name}: --{option} is not for it")
     if args.precopy is False and args.precopy_seconds is not None:
         raise ValueError("migrate: --precopy-seconds and --no-precopy")
+    if args.max_size is not None and args.max_size < 0:
+        raise ValueError(f"migrate: --max-size {args.max_size}: no number of bytes")
     if args.output == "json" and verb is _VERBS["save"] and operands[1] == STANDARD:
         raise ValueError("migrate save: FILE and JSON cannot both go to standard output")
 

@@ -20,14 +20,11 @@ from pyvfio.errors import ConnectionLost, MigrationError, UnsupportedError, VFIO
 from pyvfio.migration import Migration
 from pyvfio.migration_file import StateWriter
 from pyvfio.migration_states import RUNNING
-from pyvfio.migration_transfer import PRECOPY_SECONDS, Transfer
+from pyvfio.migration_transfer import MAX_SIZE, PRECOPY_SECONDS, Transfer
 from pyvfio.pci.device import PCIDevice
 from pyvfio.pci.migrate import load_state, migrate, save_state
 from pyvfio.pci.saved_config import SavedConfig, ids_of
 from pyvfio.uapi.vfio import DeviceState
-
-MAX_KEPT = 16 << 30
-"""Bytes of a pipe that are kept where nobody says otherwise."""
 
 _MEANINGS = {
     DeviceState.ERROR: "an unfinished load was its last, or it has failed; a reset makes it as new",
@@ -50,6 +47,7 @@ def move(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
                 resume=args.resume,
                 precopy=args.precopy,
                 precopy_seconds=_precopy_seconds(args),
+                max_size=_max_size(args),
                 progress=lambda transfer: _show(bar, transfer),
             )
         if transfer.source_failure is not None:
@@ -79,6 +77,7 @@ def save(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
             dev.migration,
             precopy=args.precopy,
             precopy_seconds=_precopy_seconds(args),
+            max_size=_max_size(args),
             progress=lambda transfer: _show(bar, transfer),
         )
         writer = StateWriter(file.write, ids_of(dev.config), f"pyvfio {__version__}")
@@ -105,8 +104,7 @@ def save(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
 def load(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
     """Have a device take on the state in a file."""
     uri, path = operands
-    max_size = MAX_KEPT if args.max_size is None else args.max_size
-    with checked(path, max_size) as file, _opened(uri) as dev, ProgressBar() as bar:
+    with checked(path, _max_size(args)) as file, _opened(uri) as dev, ProgressBar() as bar:
         file.ids.check(ids_of(dev.config), dev.uri)
         load_state(dev, _shown(bar, file), lambda: file.config, resume=args.resume)
         state = _state(dev)
@@ -203,6 +201,11 @@ def _doing(state: str) -> str:
 def _precopy_seconds(args: argparse.Namespace) -> float:
     given: float | None = args.precopy_seconds
     return PRECOPY_SECONDS if given is None else given
+
+
+def _max_size(args: argparse.Namespace) -> int:
+    given: int | None = args.max_size
+    return MAX_SIZE if given is None else given
 
 
 def _show(bar: ProgressBar, transfer: Transfer) -> None:
