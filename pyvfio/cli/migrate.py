@@ -34,11 +34,13 @@ _USAGE = """pyvfio migrate [options] SRC DST
        pyvfio migrate resume URI
        pyvfio migrate status URI"""
 
-_EPILOG = """Options stand before or behind the operands.  A move leaves the source stopped; with
+_EPILOG = """Options may stand anywhere among the operands.  A move leaves the source stopped; with
 --resume the destination runs then, without it both are stopped.  `save` leaves the device stopped
 when FILE is safe on the disk; with --keep-running it goes on, and FILE is a snapshot.  Where
 anything fails before that, a source that ran goes on, and no FILE is left; behind it, the device
-stays stopped, and FILE is whole.  `load` checks all of FILE before it touches the device."""
+stays stopped, and FILE is whole.  `load` checks all of FILE before it touches the device.
+A server has one client at a time: a driver lets go of its device before, or has it move itself
+and works on meanwhile, with pyvfio.migrate()."""
 
 
 class _Verb(NamedTuple):
@@ -104,7 +106,7 @@ def add_parser(verbs: Any) -> None:
         f" (default {MAX_SIZE})",
     )
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, intermixed=True)
 
 
 def run(args: argparse.Namespace) -> int:
