@@ -106,6 +106,7 @@ def test_a_busy_server_is_a_time_out(source: str, destination: str) -> None:
     with pyvfio.open(destination):
         done = run(source, f"{destination}?timeout=0.3")
     assert done.status == TIMEOUT
+    assert "hint: another client may have the device" in done.errors
     assert has(source)
 
 
