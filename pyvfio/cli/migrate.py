@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from pyvfio.cli import migrate_verbs
 from pyvfio.cli.state_files import STANDARD
 from pyvfio.cli.uris import URI_HELP
+from pyvfio.migration_stream import READ_SIZE
 from pyvfio.migration_transfer import MAX_SIZE, PRECOPY_SECONDS
 
 _USAGE = """pyvfio migrate [options] SRC DST
@@ -55,7 +56,7 @@ class _Verb(NamedTuple):
     options: frozenset[str]
 
 
-_TRANSFER = frozenset(("precopy", "precopy-seconds", "max-size"))
+_TRANSFER = frozenset(("precopy", "precopy-seconds", "piece", "max-size"))
 _MOVE = _Verb(migrate_verbs.move, 2, _TRANSFER | {"resume"})
 _VERBS = {
     "save": _Verb(migrate_verbs.save, 2, _TRANSFER | {"keep-running"}),
@@ -96,6 +97,12 @@ def add_parser(verbs: Any) -> None:
         help=f"stop the source after this time at the latest (default {PRECOPY_SECONDS:g})",
     )
     parser.add_argument(
+        "--piece",
+        type=int,
+        metavar="BYTES",
+        help=f"read so many at a time (default {READ_SIZE}); some devices take no other number",
+    )
+    parser.add_argument(
         "--keep-running", action="store_true", help="save: have the device go on afterwards"
     )
     parser.add_argument(
@@ -129,6 +136,7 @@ def _check(args: argparse.Namespace, verb: _Verb, operands: list[str], name: str
         "resume": args.resume,
         "precopy": args.precopy is not None,
         "precopy-seconds": args.precopy_seconds is not None,
+        "piece": args.piece is not None,
         "keep-running": args.keep_running,
         "max-size": args.max_size is not None,
     }
@@ -137,8 +145,9 @@ def _check(args: argparse.Namespace, verb: _Verb, operands: list[str], name: str
             raise ValueError(f"migrate {name}: --{option} is not for it")
     if args.precopy is False and args.precopy_seconds is not None:
         raise ValueError("migrate: --precopy-seconds and --no-precopy")
-    if args.max_size is not None and args.max_size < 0:
-        raise ValueError(f"migrate: --max-size {args.max_size}: no number of bytes")
+    for option, least in {"max_size": 0, "piece": 1}.items():
+        if (value := getattr(args, option)) is not None and value < least:
+            raise ValueError(f"migrate: --{option.replace('_', '-')} {value}: no number of bytes")
     if args.output == "json" and verb is _VERBS["save"] and operands[1] == STANDARD:
         raise ValueError("migrate save: FILE and JSON cannot both go to standard output")
 

@@ -2,11 +2,13 @@
 """Source, destination or the tool is killed at a random moment of ``pyvfio migrate``.
 
 Afterwards exactly one side has the device, all of it; which one is told by the states of both, by
-the table in :mod:`pyvfio.pci.migrate`.  Moments are seeded.
+the table in :mod:`pyvfio.pci.migrate`.  Moments are seeded.  The tool's trace tells which step of
+that table each of them was in.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -22,9 +24,11 @@ import pytest
 
 import pyvfio
 from pyvfio.cli.main import main
+from pyvfio.cli.trace_line import Line
 from pyvfio.migration import Migration
 from pyvfio.pci.device import PCIDevice
-from pyvfio.uapi.vfio import DeviceState
+from pyvfio.transport.trace import VARIABLE
+from pyvfio.uapi.vfio import FEATURE_STATE, DeviceState, Feature
 from tests.conformance.devices import Dev
 from tests.soak import LONG
 from tests.soak.test_sudden_death import Strike
@@ -37,18 +41,35 @@ IN_TIME = 20.0
 EARLIEST_LATE, LATEST = 0.8, 1.15
 """When somebody is killed, in parts of the time that all takes: mostly around the end, where each
 step is short."""
+MOST, FAIR = 5 * KILLS, KILLS // 3
+"""Moments at most, and how many must lie in a migration: on a busy machine some come late."""
 OPTIONS = ("--precopy", "--no-precopy")
 """Most of the state goes while the source runs, or all while it is stopped."""
+
+BEFORE, BEHIND = "before it begins", "behind its end"
+STEPS = {
+    (DESTINATION, DeviceState.RESUMING): "the load begins",
+    (SOURCE, DeviceState.PRE_COPY): "pre-copy",
+    (SOURCE, DeviceState.STOP_COPY): "the source is stopped, the rest copied",
+    (DESTINATION, DeviceState.STOP): "the destination checks it all",
+    (SOURCE, DeviceState.STOP): "the source comes to rest",
+    (DESTINATION, DeviceState.RUNNING): "the destination is run",
+}
+"""What was told to go where last, and what is being done then."""
 
 MEMORY, AREA_SIZE = 2, 8 << 20
 DATA = np.random.default_rng(6).bytes(AREA_SIZE - 8)
 
 
 class Two:
-    """Two servers of the test device, which are started again when they were killed."""
+    """Two servers of the test device, which are started again when they were killed.
+
+    :ivar trace: what the last tool has said to both.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.trace = folder / "trace"
         self._servers: dict[str, ServerProcess] = {}
         for name in (SOURCE, DESTINATION):
             self.start(name)
@@ -111,10 +132,12 @@ def state(server: ServerProcess) -> DeviceState | None:
 @contextmanager
 def tool(two: Two, option: str) -> Iterator[subprocess.Popen[str]]:
     """``pyvfio migrate SOURCE DESTINATION --resume``, which begins at once."""
+    two.trace.unlink(missing_ok=True)
     uris = (two[SOURCE].uri, two[DESTINATION].uri)
     with subprocess.Popen(
         [sys.executable, "-m", "tests.soak.migrating", *uris, "--resume", option],
         cwd=ROOT,
+        env={**os.environ, VARIABLE: str(two.trace)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -137,8 +160,11 @@ def time_one(two: Two, option: str) -> float:
         return time.monotonic() - start
 
 
-def kill_one(two: Two, option: str, victim: str, seconds: float) -> bool:
-    """Begin to migrate, and kill somebody after a time; returns whether the tool has succeeded."""
+def kill_one(two: Two, option: str, victim: str, seconds: float) -> tuple[bool, str]:
+    """Begin to migrate, and kill somebody after a time.
+
+    :returns: whether the tool has succeeded, and what was being done when the blow fell.
+    """
     with tool(two, option) as process:
         pid = process.pid if victim == TOOL else two[victim].pid
         strike = Strike(pid, signal.SIGKILL, seconds)
@@ -147,7 +173,34 @@ def kill_one(two: Two, option: str, victim: str, seconds: float) -> bool:
         assert "Traceback" not in said
     if victim != TOOL:
         two[victim].process.wait()
-    return process.returncode == 0
+    return process.returncode == 0, step_at(two, strike.moment)
+
+
+def step_at(two: Two, moment: float) -> str:
+    """What the tool was doing at a moment (``time.monotonic()``)."""
+    step = BEFORE
+    for text in two.trace.read_bytes().splitlines() if two.trace.exists() else ():
+        line = Line.parse(text)
+        if line["mono"] > moment:
+            break
+        told = told_to(line)
+        if told is None:
+            continue
+        name = SOURCE if str(two[SOURCE].path) in line["channel"] else DESTINATION
+        if line["type"] == "command":
+            step = STEPS[name, told]
+        elif (name, told) == (DESTINATION, DeviceState.RUNNING):
+            step = BEHIND
+    return step
+
+
+def told_to(line: Line) -> DeviceState | None:
+    """The state that a message, or the answer to it, is about to bring a device to."""
+    fields = line.get("fields") or {}
+    if (fields.get("feature"), fields.get("methods")) != (Feature.MIG_DEVICE_STATE, "SET"):
+        return None
+    data = bytes.fromhex(fields["data"]["hex"])
+    return DeviceState(FEATURE_STATE.unpack_from(data).device_state)
 
 
 def owner(here: DeviceState | None, there: DeviceState | None) -> str:
@@ -208,21 +261,29 @@ def prepare(two: Two, token: int) -> None:
 @pytest.mark.timeout(60 + 15 * KILLS)
 def test_whoever_is_killed_one_side_has_the_device(two: Two, figures: list[str]) -> None:
     found: dict[str, Counter[str]] = {victim: Counter() for victim in VICTIMS}
+    steps: Counter[str] = Counter()
     takes = {}
     for option in OPTIONS:
         prepare(two, 1)
         takes[option] = time_one(two, option)
-    for number in range(KILLS):
+    for number in range(MOST):
+        inside = steps.total() - steps[BEFORE] - steps[BEHIND]
+        if number >= KILLS and inside >= FAIR:
+            break
         victim, token = VICTIMS[number % len(VICTIMS)], number + 1
         rng = random.Random(f"migration {number}")
         option = rng.choice(OPTIONS)
         prepare(two, token)
         moment = takes[option] * rng.uniform(rng.choice((0, EARLIEST_LATE)), LATEST)
-        done = kill_one(two, option, victim, moment)
+        done, step = kill_one(two, option, victim, moment)
+        steps[step] += 1
         if victim == TOOL and rng.random() < 0.5:
             found[victim][check_next_run(two, token)] += 1
         else:
             found[victim][check_owner(two, victim, token, done)] += 1
+    assert inside >= FAIR
+    for step in (BEFORE, *STEPS.values(), BEHIND):
+        figures.append(f"killed in a migration: {steps[step]} when {step}")
     for victim, ends in found.items():
         told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
         figures.append(f"{victim} killed in a migration, the device is: {told}")
