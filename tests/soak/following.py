@@ -348,3 +348,7 @@ class EduDriver(Driver):
         if self.turns:
             assert self.following.read32(Edu.LIVENESS) == ~self.liveness & 0xFFFF_FFFF
             assert self.following.read32(Edu.IRQ_STATUS) == 0
+
+
+DRIVERS = {"edu": EduDriver, "testdev": TestDeviceDriver}
+"""Models, and who drives them."""

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,30 +22,12 @@ import pyvfio
 from pyvfio.memory import SharedMemory
 from pyvfio.pci.device import PCIDevice
 from tests.soak import LONG
-from tests.soak.following import PAGE, PAGES, Driver, EduDriver, TestDeviceDriver
-from tests.support import ROOT, ServerProcess, eventually
+from tests.soak.following import DRIVERS, PAGE, PAGES, Driver
+from tests.support import ROOT, eventually
 
 MIGRATIONS = 100 if LONG else 3
 IOVA = 0x100000
 PATIENCE = 30.0
-
-DRIVERS = {"edu": EduDriver, "testdev": TestDeviceDriver}
-
-
-@pytest.fixture(params=DRIVERS)
-def model(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def uris(model: str, socket_folder: Path) -> Iterator[list[str]]:
-    """Two servers of a kind."""
-    with (
-        ServerProcess(model, socket_folder / "one.sock") as one,
-        ServerProcess(model, socket_folder / "other.sock") as other,
-    ):
-        yield [one.uri, other.uri]
 
 
 class Place:
@@ -94,16 +75,16 @@ def lines(model: str, done: list[dict[str, Any]]) -> Iterator[str]:
 
 @pytest.mark.timeout(60 + 10 * MIGRATIONS)
 def test_a_driver_finds_its_device_where_the_command_has_moved_it(
-    model: str, uris: list[str], figures: list[str]
+    model: str, places: list[str], figures: list[str]
 ) -> None:
     """Memory, registers and what was under way are what they must be, each time."""
     done = []
     with SharedMemory(PAGES * PAGE) as memory:
-        place = Place(memory, uris[0])
+        place = Place(memory, places[0])
         driver: Driver = DRIVERS[model]([place.dev], memory, IOVA)
         try:
             for number in range(MIGRATIONS):
-                source, destination = uris[number % 2], uris[1 - number % 2]
+                source, destination = places[number % 2], places[1 - number % 2]
                 with driver.between_turns():
                     driver.let_go()
                     done.append(migrate(source, destination))
@@ -116,4 +97,7 @@ def test_a_driver_finds_its_device_where_the_command_has_moved_it(
             driver.stop()
             place.dev.close()
     figures.extend(lines(model, done))
-    figures.append(f"{model}: {driver.turns} turns, {driver.came.total()} interrupts")
+    figures.append(
+        f"{model}: {driver.turns} turns, {driver.came.total()} interrupts, and {len(done)} that"
+        " came where the device had gone"
+    )
