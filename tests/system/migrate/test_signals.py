@@ -91,53 +91,74 @@ class Steps:
         self.before = digest(uri)
 
     @contextmanager
-    def save(self, step: str, file: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-        """``pyvfio migrate save`` that has come to a step."""
+    def tool(self, step: str, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+        """``pyvfio migrate`` that has come to a step."""
         chosen = self._folder / step
         chosen.touch()
         with subprocess.Popen(
-            [*COMMAND, "save", self.uri, str(file), *options],
+            [*COMMAND, *map(str, arguments)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        ) as save:
+        ) as tool:
             assert eventually(lambda: not chosen.exists(), LATER)
-            yield save
+            yield tool
 
-    def check(self) -> None:
-        """It runs, and has all that it had."""
-        assert state(self.uri) is DeviceState.RUNNING
-        assert digest(self.uri) == self.before
-        assert has(self.uri)
+    def check(self, uri: str | None = None) -> None:
+        """It runs, and has all that it had; where it has moved, ``uri`` is the place."""
+        uri = uri or self.uri
+        assert state(uri) is DeviceState.RUNNING
+        assert digest(uri) == self.before
+        assert has(uri)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where steps are chosen."""
+    return tmp_path_factory.mktemp("steps")
+
+
+@pytest.fixture(scope="module")
+def lingering(socket_folder: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Two devices of the kind."""
+    environment = {**os.environ, FOLDER: str(folder)}
+    with (
+        ServerProcess(MODEL, socket_folder / "lingers.sock", environment=environment) as one,
+        ServerProcess(MODEL, socket_folder / "as-well.sock", environment=environment) as other,
+    ):
+        yield one.uri, other.uri
 
 
 @pytest.fixture
-def steps(socket_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Steps]:
-    folder = tmp_path_factory.mktemp("steps")
-    environment = {**os.environ, FOLDER: str(folder)}
-    path = socket_folder / "lingering.sock"
-    with ServerProcess(MODEL, path, environment=environment) as server:
-        yield Steps(server.uri, folder)
+def steps(lingering: tuple[str, str], folder: Path) -> Steps:
+    return Steps(lingering[0], folder)
 
 
-def interrupt(save: subprocess.Popen[bytes], times: int = 1) -> str:
+@pytest.fixture
+def elsewhere(lingering: tuple[str, str]) -> str:
+    """The other, which has nothing."""
+    with pyvfio.open(lingering[1]) as dev:
+        dev.reset()
+    return lingering[1]
+
+
+def interrupt(tool: subprocess.Popen[bytes], times: int = 1) -> str:
     """Ctrl-C, and again; returns what the tool has to say."""
     for _ in range(times):
         time.sleep(SOON)
-        save.send_signal(signal.SIGINT)
-    _, said = save.communicate(timeout=LATER)
-    assert save.returncode == INTERRUPTED
+        tool.send_signal(signal.SIGINT)
+    _, said = tool.communicate(timeout=LATER)
+    assert tool.returncode == INTERRUPTED
     assert b"Traceback" not in said
     return said.decode()
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("step", [PRECOPY, SAVE])
+@pytest.mark.parametrize(("step", "times"), [(PRECOPY, 1), (SAVE, 1), (SAVE, 2)])
 def test_ctrl_c_before_the_state_was_read_has_the_device_go_on(
     step: str, times: int, steps: Steps, file: Path
 ) -> None:
-    with steps.save(step, file) as save:
-        interrupt(save, times)
+    with steps.tool(step, "save", steps.uri, file) as tool:
+        interrupt(tool, times)
     steps.check()
     assert list(file.parent.iterdir()) == []
 
@@ -147,10 +168,37 @@ def test_ctrl_c_while_a_device_goes_on_behind_a_snapshot_does_not_stop_it(
     times: int, steps: Steps, file: Path
 ) -> None:
     """All of its state was read, and the server has been told already."""
-    with steps.save(START, file, "--keep-running") as save:
-        interrupt(save, times)
+    with steps.tool(START, "save", steps.uri, file, "--keep-running") as tool:
+        interrupt(tool, times)
     steps.check()
     assert list(file.parent.iterdir()) == []
+
+
+def test_ctrl_c_while_a_stopped_device_is_run_does_not_stop_it(steps: Steps) -> None:
+    with pyvfio.open(steps.uri) as dev:
+        dev.migration.stop()
+    with steps.tool(START, "resume", steps.uri) as tool:
+        interrupt(tool)
+    steps.check()
+
+
+def test_ctrl_c_as_the_destination_is_run_says_that_it_has_the_device(
+    steps: Steps, elsewhere: str
+) -> None:
+    with steps.tool(START, steps.uri, elsewhere, "--resume") as tool:
+        said = interrupt(tool)
+    assert f"note: {elsewhere} runs, {steps.uri} is stopped" in said
+    assert state(steps.uri) is DeviceState.STOP
+    steps.check(elsewhere)
+
+
+def test_a_second_ctrl_c_there_leaves_the_device_with_the_destination(
+    steps: Steps, elsewhere: str
+) -> None:
+    with steps.tool(START, steps.uri, elsewhere, "--resume") as tool:
+        interrupt(tool, times=2)
+    assert state(steps.uri) is DeviceState.STOP
+    steps.check(elsewhere)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -158,8 +206,8 @@ def test_a_killed_tool_leaves_no_file_and_a_device_that_has_all(
     step: str, steps: Steps, file: Path
 ) -> None:
     """What it has written stays, under another name, and is not taken for a saved device."""
-    with steps.save(step, file, "--keep-running") as save:
-        save.kill()
+    with steps.tool(step, "save", steps.uri, file, "--keep-running") as tool:
+        tool.kill()
     (left,) = file.parent.iterdir()
     assert left.name.endswith(".part")
     assert not is_whole(left)
