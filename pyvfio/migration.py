@@ -48,6 +48,11 @@ class Migration:
         self._stream: MigrationStream | None = None
 
     @property
+    def uri(self) -> str:
+        """The device, for errors."""
+        return self._base.uri
+
+    @property
     def flags(self) -> MigrationFlags:
         """Which states the device has; asked each time.
 

@@ -8,11 +8,12 @@ estimates are not to be relied upon.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-from pyvfio.errors import OperationError, UnsupportedError
+from pyvfio.errors import MigrationError, OperationError, UnsupportedError
 from pyvfio.migration import Migration
 from pyvfio.migration_stream import READ_SIZE, SaveStream
 from pyvfio.uapi.layout import Buffer
@@ -24,6 +25,8 @@ MAX_ROUNDS = 16
 SHRINKS = 0.75
 """How much smaller than the one before a pass must be to be worth another."""
 PRECOPY_SECONDS = 30.0
+MAX_SIZE = 16 << 30
+"""Bytes of a state, where nobody allows more: a stream need not have an end."""
 
 Progress: TypeAlias = "Callable[[Transfer], None]"
 
@@ -43,6 +46,7 @@ class Transfer:
     :param precopy: read most of it while it runs; by default where it can be done.
     :param precopy_seconds: pre-copy ends after this time.
     :param piece: bytes to ask for at a time; some devices give their state in one size only.
+    :param max_size: bytes that the state may have, pre-copy included.
     :param progress: called after every piece.
     :raises ValueError: a time or size that is none.
     """
@@ -54,10 +58,13 @@ class Transfer:
         precopy: bool | None = None,
         precopy_seconds: float = PRECOPY_SECONDS,
         piece: int = READ_SIZE,
+        max_size: int = MAX_SIZE,
         progress: Progress | None = None,
     ) -> None:
         if not precopy_seconds >= 0 or piece <= 0:
             raise ValueError(f"pre-copy for {precopy_seconds} s in pieces of {piece} bytes")
+        if max_size < 0:
+            raise ValueError(f"a state of at most {max_size} bytes")
         self.rounds: list[int] = []
         self.stopped_bytes = 0
         self.stopped = False
@@ -67,10 +74,12 @@ class Transfer:
         self._precopy = precopy
         self._precopy_seconds = precopy_seconds
         self._piece = piece
+        self._max_size = max_size
         self._progress = progress
         self._stream: SaveStream | None = None
         self._started = self._ended = time.monotonic()
         self._stopped_at: float | None = None
+        self._stopped_size: int | None = None
 
     @property
     def total(self) -> int:
@@ -83,7 +92,19 @@ class Transfer:
         return self._ended - self._started
 
     def remaining(self) -> int | None:
-        """Bytes that are left, as the device estimates it; None where it does not.  Asks it."""
+        """Bytes that are left, as the device estimates it; None where it does not.
+
+        Asks the device; a stopped one once, since its size does not change any more, and some say
+        the whole until all was read.
+        """
+        if self._stopped_size is None:
+            size = self._estimate()
+            if not self.stopped or size is None:
+                return size
+            self._stopped_size = size
+        return max(0, self._stopped_size - self.stopped_bytes)
+
+    def _estimate(self) -> int | None:
         if self._stream is not None and self._stream.in_precopy:
             try:
                 info = self._stream.precopy_info()
@@ -131,6 +152,7 @@ class Transfer:
 
         :param put: takes all that it is given, or raises.
         :param before_stop: called when pre-copy is through, if there is any.
+        :raises MigrationError: it is larger than it may be.
         """
         if stream.in_precopy:
             self._copy_while_it_runs(stream, put)
@@ -138,6 +160,7 @@ class Transfer:
             self._note_stop(True)
             stream.stop()
         while data := stream.read(self._piece):
+            self._check_size(len(data))
             put(data)
             self.stopped_bytes += len(data)
             self._tell()
@@ -147,9 +170,20 @@ class Transfer:
         while worth_a_pass(self.rounds) and time.monotonic() < end:
             self.rounds.append(0)
             while time.monotonic() < end and (data := stream.read(self._piece)):
+                self._check_size(len(data))
                 put(data)
                 self.rounds[-1] += len(data)
                 self._tell()
+
+    def _check_size(self, more: int) -> None:
+        if self.total + more > self._max_size:
+            raise MigrationError(
+                f"its state has more than {self._max_size} bytes",
+                op="save",
+                uri=self._migration.uri,
+                errno=errno.EFBIG,
+                hint="max_size, or --max-size, allows more",
+            )
 
     def _tell(self) -> None:
         self._ended = time.monotonic()

@@ -25,6 +25,7 @@ from pyvfio.cli import (
     serve,
     trace,
 )
+from pyvfio.cli.state_files import STANDARD
 from pyvfio.errors import BackendError, ConnectionLost, OpenError, VFIOError, VFIOTimeout
 from pyvfio.transport.trace import VARIABLE, start
 
@@ -71,9 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for; ends the program where that is no usage.
+
+    argparse takes operands up to the first option behind them, and reports the others as it does
+    unknown options.  A verb that has all of its own in ``operands`` gets them.
+    """
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    marked = rest.index("--") if "--" in rest else len(rest)
+    unknown = [text for text in rest[:marked] if text.startswith("-") and text != STANDARD]
+    if rest and (unknown or not getattr(args, "intermixed", False)):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        args.operands += rest[:marked] + rest[marked + 1 :]
+    return args
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    args = _parser().parse_args(arguments)
+    args = _parsed(arguments)
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     logging.basicConfig(
         level=levels[min(args.verbose, len(levels) - 1)],

@@ -24,10 +24,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pyvfio.cli import migrate_verbs
-from pyvfio.cli.migrate_verbs import MAX_KEPT
 from pyvfio.cli.state_files import STANDARD
 from pyvfio.cli.uris import URI_HELP
-from pyvfio.migration_transfer import PRECOPY_SECONDS
+from pyvfio.migration_stream import READ_SIZE
+from pyvfio.migration_transfer import MAX_SIZE, PRECOPY_SECONDS
 
 _USAGE = """pyvfio migrate [options] SRC DST
        pyvfio migrate [options] save URI FILE
@@ -35,11 +35,13 @@ _USAGE = """pyvfio migrate [options] SRC DST
        pyvfio migrate resume URI
        pyvfio migrate status URI"""
 
-_EPILOG = """Options stand before or behind the operands.  A move leaves the source stopped; with
+_EPILOG = """Options may stand anywhere among the operands.  A move leaves the source stopped; with
 --resume the destination runs then, without it both are stopped.  `save` leaves the device stopped
 when FILE is safe on the disk; with --keep-running it goes on, and FILE is a snapshot.  Where
 anything fails before that, a source that ran goes on, and no FILE is left; behind it, the device
-stays stopped, and FILE is whole.  `load` checks all of FILE before it touches the device."""
+stays stopped, and FILE is whole.  `load` checks all of FILE before it touches the device.
+A server has one client at a time: a driver lets go of its device before, or has it move itself
+and works on meanwhile, with pyvfio.migrate()."""
 
 
 class _Verb(NamedTuple):
@@ -54,7 +56,7 @@ class _Verb(NamedTuple):
     options: frozenset[str]
 
 
-_TRANSFER = frozenset(("precopy", "precopy-seconds"))
+_TRANSFER = frozenset(("precopy", "precopy-seconds", "piece", "max-size"))
 _MOVE = _Verb(migrate_verbs.move, 2, _TRANSFER | {"resume"})
 _VERBS = {
     "save": _Verb(migrate_verbs.save, 2, _TRANSFER | {"keep-running"}),
@@ -95,16 +97,23 @@ def add_parser(verbs: Any) -> None:
         help=f"stop the source after this time at the latest (default {PRECOPY_SECONDS:g})",
     )
     parser.add_argument(
+        "--piece",
+        type=int,
+        metavar="BYTES",
+        help=f"read so many at a time (default {READ_SIZE}); some devices take no other number",
+    )
+    parser.add_argument(
         "--keep-running", action="store_true", help="save: have the device go on afterwards"
     )
     parser.add_argument(
         "--max-size",
         type=int,
         metavar="BYTES",
-        help=f"load: what is kept of a FILE that is a pipe, at most (default {MAX_KEPT})",
+        help="give up where the state is larger; load: where a FILE that is a pipe is"
+        f" (default {MAX_SIZE})",
     )
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, intermixed=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,6 +136,7 @@ def _check(args: argparse.Namespace, verb: _Verb, operands: list[str], name: str
         "resume": args.resume,
         "precopy": args.precopy is not None,
         "precopy-seconds": args.precopy_seconds is not None,
+        "piece": args.piece is not None,
         "keep-running": args.keep_running,
         "max-size": args.max_size is not None,
     }
@@ -135,6 +145,9 @@ def _check(args: argparse.Namespace, verb: _Verb, operands: list[str], name: str
             raise ValueError(f"migrate {name}: --{option} is not for it")
     if args.precopy is False and args.precopy_seconds is not None:
         raise ValueError("migrate: --precopy-seconds and --no-precopy")
+    for option, least in {"max_size": 0, "piece": 1}.items():
+        if (value := getattr(args, option)) is not None and value < least:
+            raise ValueError(f"migrate: --{option.replace('_', '-')} {value}: no number of bytes")
     if args.output == "json" and verb is _VERBS["save"] and operands[1] == STANDARD:
         raise ValueError("migrate save: FILE and JSON cannot both go to standard output")
 

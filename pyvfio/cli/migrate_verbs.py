@@ -20,14 +20,11 @@ from pyvfio.errors import ConnectionLost, MigrationError, UnsupportedError, VFIO
 from pyvfio.migration import Migration
 from pyvfio.migration_file import StateWriter
 from pyvfio.migration_states import RUNNING
-from pyvfio.migration_transfer import PRECOPY_SECONDS, Transfer
+from pyvfio.migration_transfer import MAX_SIZE, Transfer
 from pyvfio.pci.device import PCIDevice
 from pyvfio.pci.migrate import load_state, migrate, save_state
 from pyvfio.pci.saved_config import SavedConfig, ids_of
 from pyvfio.uapi.vfio import DeviceState
-
-MAX_KEPT = 16 << 30
-"""Bytes of a pipe that are kept where nobody says otherwise."""
 
 _MEANINGS = {
     DeviceState.ERROR: "an unfinished load was its last, or it has failed; a reset makes it as new",
@@ -48,9 +45,8 @@ def move(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
                 source,
                 destination,
                 resume=args.resume,
-                precopy=args.precopy,
-                precopy_seconds=_precopy_seconds(args),
                 progress=lambda transfer: _show(bar, transfer),
+                **_how(args),
             )
         if transfer.source_failure is not None:
             print(f"pyvfio: {transfer.source_failure}", file=sys.stderr)
@@ -77,9 +73,8 @@ def save(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
     with _opened(uri) as dev, NewFile(path) as file, ProgressBar() as bar:
         transfer = Transfer(
             dev.migration,
-            precopy=args.precopy,
-            precopy_seconds=_precopy_seconds(args),
             progress=lambda transfer: _show(bar, transfer),
+            **_how(args),
         )
         writer = StateWriter(file.write, ids_of(dev.config), f"pyvfio {__version__}")
 
@@ -105,7 +100,7 @@ def save(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
 def load(args: argparse.Namespace, operands: list[str]) -> dict[str, Any]:
     """Have a device take on the state in a file."""
     uri, path = operands
-    max_size = MAX_KEPT if args.max_size is None else args.max_size
+    max_size = MAX_SIZE if args.max_size is None else args.max_size
     with checked(path, max_size) as file, _opened(uri) as dev, ProgressBar() as bar:
         file.ids.check(ids_of(dev.config), dev.uri)
         load_state(dev, _shown(bar, file), lambda: file.config, resume=args.resume)
@@ -197,12 +192,13 @@ def _doing(state: str) -> str:
     return {"STOP": "is stopped", "RUNNING": "runs"}.get(state, f"is in {state}")
 
 
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """How a state is to be read, as far as that was said; all else is left to :class:`Transfer`."""
+    names = ("precopy", "precopy_seconds", "piece", "max_size")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
 # Figures
-
-
-def _precopy_seconds(args: argparse.Namespace) -> float:
-    given: float | None = args.precopy_seconds
-    return PRECOPY_SECONDS if given is None else given
 
 
 def _show(bar: ProgressBar, transfer: Transfer) -> None:

@@ -13,7 +13,7 @@ from pyvfio.cli.tables import rounded
 CELLS = 24
 SHOWN_SECONDS = 0.1
 ASKED_SECONDS = 1.0
-"""How often it is asked what is left, which may cost the device some time."""
+"""How often it is asked what is left of the same, which may cost the device some time."""
 
 _CLEAR = "\r\x1b[K"
 
@@ -29,6 +29,7 @@ class ProgressBar:
         self._shown = self._stream.isatty()
         self._started = self._next = time.monotonic()
         self._next_question = 0.0
+        self._what = ""
         self._left: int | None = None
 
     def show(self, what: str, done: int, remaining: Callable[[], int | None]) -> None:
@@ -41,8 +42,8 @@ class ProgressBar:
         now = time.monotonic()
         if not self._shown or now < self._next:
             return
-        if now >= self._next_question:
-            self._left = remaining()
+        if now >= self._next_question or what != self._what:
+            self._what, self._left = what, remaining()
             self._next_question = time.monotonic() + ASKED_SECONDS
         self._next = time.monotonic() + SHOWN_SECONDS
         rate = done / max(now - self._started, 1e-3)

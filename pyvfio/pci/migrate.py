@@ -58,7 +58,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pyvfio.errors import MigrationError, UnsupportedError, VFIOError
 from pyvfio.migration_states import RUNNING
 from pyvfio.migration_stream import READ_SIZE, LoadStream, SaveStream
-from pyvfio.migration_transfer import PRECOPY_SECONDS, Progress, Transfer
+from pyvfio.migration_transfer import MAX_SIZE, PRECOPY_SECONDS, Progress, Transfer
 from pyvfio.pci.device import PCIDevice
 from pyvfio.pci.saved_config import LatestConfig, SavedConfig, ids_of
 from pyvfio.uapi.layout import Buffer
@@ -76,6 +76,7 @@ def migrate(
     precopy: bool | None = None,
     precopy_seconds: float = PRECOPY_SECONDS,
     piece: int = READ_SIZE,
+    max_size: int = MAX_SIZE,
     progress: Progress | None = None,
 ) -> Transfer:
     """Have a device go on as another of its kind; the source is stopped then.
@@ -92,10 +93,11 @@ def migrate(
     :param precopy: copy most of it while the source runs; by default where it can be done.
     :param precopy_seconds: pre-copy ends after this time.
     :param piece: bytes that are asked for at a time.
+    :param max_size: bytes that its state may have, pre-copy included.
     :param progress: called after every piece.
     :returns: figures.
     :raises StateError: the devices are not alike.
-    :raises MigrationError: they are in no state for it, or one failed.
+    :raises MigrationError: they are in no state for it, one failed, or the state is too large.
     :raises UnsupportedError: one of them cannot migrate, or has no pre-copy that was asked for.
     :raises ConnectionLost: one of them is gone.
     :raises VFIOTimeout: one of them does not answer.
@@ -108,6 +110,7 @@ def migrate(
         precopy=precopy,
         precopy_seconds=precopy_seconds,
         piece=piece,
+        max_size=max_size,
         progress=progress,
     )
     _check_alike(source, destination)
@@ -256,7 +259,7 @@ def _make_ready(source: PCIDevice, destination: PCIDevice) -> bool:
             f"if it does not, have the source run first (`pyvfio migrate resume {source.uri}`)",
         )
     if there in UNFINISHED:
-        source.migration.run()  # before the reset
+        _run(source)  # before the reset
         destination.reset()
         return True
     return here in RUNNING

@@ -74,7 +74,10 @@ class Saving:
         self._source = self._stopped(parts)
 
     def data_size(self) -> int:
-        """Bytes of memory and otherwise that are to be read yet, as far as it is known."""
+        """Bytes of memory and otherwise that are to be read yet, as far as it is known.
+
+        Without pre-copy, memory that was read counts as well: it is remembered nowhere.
+        """
         memory = sum(len(data) for _, _, data in self._changed_memory())
         return memory + len(self._buffer)
 

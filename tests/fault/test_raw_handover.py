@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import errno
 import signal
+import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +37,9 @@ from pyvfio.uapi.vfio import DeviceState, DMAMapFlags
 from tests.fault import raw
 from tests.fault.raw import Message, RawServer
 from tests.fault.raw_migration import (
+    DATA_SIZE,
     ERROR,
+    GET,
     HAS_STOP_COPY,
     PRE_COPY,
     RESUMING,
@@ -44,6 +49,7 @@ from tests.fault.raw_migration import (
     STOP,
     STOP_COPY,
     MigratingDevice,
+    feature_reply,
 )
 
 TIMEOUT = 0.3
@@ -91,6 +97,16 @@ class Side(MigratingDevice):
     def hang_up_at(self, wanted: int) -> None:
         """Close the connection when it is told to go to a state."""
         self.at(wanted, lambda _: self.server.hang_up())
+
+
+class Endless(deque[bytes]):
+    """Data without an end."""
+
+    def popleft(self) -> bytes:
+        return b"more"
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class Pair:
@@ -286,10 +302,18 @@ def test_a_device_does_not_migrate_to_itself(pair: Pair) -> None:
         migrate(pair.source, pair.source)
 
 
-@pytest.mark.parametrize(("seconds", "piece"), [(-1.0, 1), (float("nan"), 1), (1.0, 0)])
-def test_times_and_sizes_that_are_none_are_refused(seconds: float, piece: int, pair: Pair) -> None:
-    with pytest.raises(ValueError, match="pre-copy for"):
-        migrate(pair.source, pair.destination, precopy_seconds=seconds, piece=piece)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precopy_seconds": -1.0},
+        {"precopy_seconds": float("nan")},
+        {"piece": 0},
+        {"max_size": -1},
+    ],
+)
+def test_times_and_sizes_that_are_none_are_refused(options: dict[str, Any], pair: Pair) -> None:
+    with pytest.raises(ValueError, match=r"pre-copy for|at most -1 bytes"):
+        migrate(pair.source, pair.destination, **options)
     assert pair.steps == []
 
 
@@ -304,6 +328,15 @@ def test_a_load_without_an_end_is_cleared_away_while_the_source_runs(
     pair.here.state, pair.there.state = STOP, state
     pair.migrate()
     assert pair.steps == [(SOURCE, RUNNING), (DESTINATION, RESET), *ALL_STEPS]
+
+
+def test_a_stopped_source_that_cannot_go_on_before_is_not_reset(pair: Pair) -> None:
+    """It is whole, and nobody else has it."""
+    pair.here.state, pair.there.state = STOP, ERROR
+    pair.here.refusals.update({RUNNING: (errno.EIO, ERROR), STOP: (errno.EIO, None)})
+    with pytest.raises(MigrationError):
+        pair.migrate()
+    assert pair.steps == [(SOURCE, RUNNING), (SOURCE, STOP)]
 
 
 def test_a_copy_that_nobody_ran_is_made_again(pair: Pair) -> None:
@@ -587,17 +620,81 @@ def test_a_pass_is_worth_it_while_the_rest_shrinks(rounds: list[int], another: b
 
 
 def test_a_device_that_always_has_more_is_stopped_after_a_time(pair: Pair) -> None:
-    class Endless(list[bytes]):
-        def popleft(self) -> bytes:
-            return b"more"
-
-        def __bool__(self) -> bool:
-            return True
-
-    pair.here.precopy = Endless()  # type: ignore[assignment]
+    pair.here.precopy = Endless()
     done = migrate(pair.source, pair.destination, resume=True, precopy_seconds=0.05)
     assert len(done.rounds) == 1
     assert pair.states == (STOP, RUNNING)
+
+
+def test_a_stopped_source_whose_data_never_end_goes_on(pair: Pair) -> None:
+    pair.here.rest = Endless()
+    with pytest.raises(MigrationError, match="more than 1000 bytes") as caught:
+        migrate(pair.source, pair.destination, resume=True, max_size=1000)
+    assert (caught.value.errno, caught.value.uri) == (errno.EFBIG, pair.source.uri)
+    assert len(pair.there.loaded) <= 1000
+    assert pair.steps[-2:] == [(SOURCE, RUNNING), (DESTINATION, RESET)]
+
+
+def test_what_is_sent_again_in_precopy_counts(pair: Pair) -> None:
+    pair.here.precopy = Endless()
+    with pytest.raises(MigrationError, match="more than 1000 bytes"):
+        migrate(pair.source, pair.destination, max_size=1000)
+    assert pair.here.state == RUNNING
+    assert (SOURCE, STOP_COPY) not in pair.steps
+
+
+def test_a_state_may_be_as_large_as_is_allowed(pair: Pair) -> None:
+    assert migrate(pair.source, pair.destination, resume=True, max_size=24).total == 24
+
+
+def test_a_saved_device_whose_data_never_end_goes_on(pair: Pair) -> None:
+    pair.here.rest = Endless()
+    transfer = Transfer(pair.source.migration, max_size=1000)
+    got = bytearray()
+    with pytest.raises(MigrationError, match="more than 1000 bytes"):
+        save_state(pair.source, transfer, got.extend, lambda _: pytest.fail("it is not whole"))
+    assert len(got) <= 1000
+    assert pair.here.state == RUNNING
+
+
+# What is left
+
+
+def tell_size(side: Side, sizes: list[int]) -> None:
+    """Have a device tell sizes, one after the other."""
+
+    def handler(message: Message) -> None:
+        if message.words("II")[1] == GET | DATA_SIZE:
+            side.server.peer.send(feature_reply(message, struct.pack("<Q", sizes.pop(0))))
+        else:
+            side.feature(message)
+
+    side.server.handlers[raw.DEVICE_FEATURE] = handler
+
+
+def what_is_left(pair: Pair, precopy: bool) -> list[int | None]:
+    """Behind each piece of a migration."""
+    left: list[int | None] = []
+    migrate(
+        pair.source,
+        pair.destination,
+        precopy=precopy,
+        progress=lambda transfer: left.append(transfer.remaining()),
+    )
+    return left
+
+
+@pytest.mark.parametrize("precopy", [False, True])
+def test_what_is_left_of_a_stopped_device_shrinks_as_it_is_read(precopy: bool, pair: Pair) -> None:
+    """Though it tells the whole each time; pre-copy asks each time."""
+    sizes = [30, 20, 9999] if precopy else [20, 9999]
+    tell_size(pair.here, sizes)
+    assert what_is_left(pair, precopy) == ([30, 14, 6] if precopy else [14, 6])
+
+
+def test_a_device_that_has_more_than_it_told_has_nothing_left(pair: Pair) -> None:
+    tell_size(pair.here, [10])
+    assert what_is_left(pair, precopy=False) == [4, 0]
 
 
 # Save and load

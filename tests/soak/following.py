@@ -12,7 +12,8 @@ import math
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -102,6 +103,7 @@ class Driver:
         self.iova = iova
         self.fired: Counter[int] = Counter()
         self.came: Counter[int] = Counter()
+        self._vectors = vectors
         self._sets = [self._enable(dev, vectors) for dev in devices]
         self._turn = threading.Lock()
         self._over = False
@@ -131,17 +133,53 @@ class Driver:
 
     def check(self) -> None:
         """Compare all there is; the driver waits meanwhile."""
-        self._raise_failure()
-        with self._turn:
-            self._raise_failure()
+        with self.between_turns():
             self.check_state()
             assert eventually(self._all_came, PATIENCE), (self.fired, self.came)
             assert self.came == self.fired
+
+    @contextmanager
+    def between_turns(self) -> Iterator[None]:
+        """The driver waits meanwhile."""
+        self._raise_failure()
+        with self._turn:
+            self._raise_failure()
+            yield
+
+    def let_go(self) -> None:
+        """Close the device, which has work yet; between two turns."""
+        self.await_interrupts()
+        for irqs in self._sets:
+            irqs.close()
+        self._sets.clear()
+        self.leave_work()
+        self.following.dev.close()
+
+    def take_up(self, dev: PCIDevice) -> None:
+        """Go on with a device that was opened anew; in the same break."""
+        self.following.move(dev)
+        with dev.intx.enable() as irqs:
+            assert irqs[0].wait(PATIENCE) == 1
+            self.finish_work()
+            assert irqs[0].drain() == 0
+        self._sets.append(self._enable(dev, self._vectors))
+
+    def leave_work(self) -> None:
+        """Have the device do something whose end it tells by its pin."""
+        raise NotImplementedError
+
+    def finish_work(self) -> None:
+        """The pin has told the end of it: compare, and have the pin lowered."""
+        raise NotImplementedError
 
     @property
     def failed(self) -> bool:
         """Whether the thread has ended by an error."""
         return self._failure is not None
+
+    def has_turned(self, turns: int) -> bool:
+        """Whether it has done more than so many turns, or has ended by an error."""
+        return self.turns > turns or self.failed
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -238,6 +276,12 @@ class TestDeviceDriver(Driver):
         self.following.do(lambda dev: dev.bars[MEMORY].write_bytes(AREA + offset, data))
         self.expected[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
 
+    def leave_work(self) -> None:
+        self.following.write32(Dev.PIN, 1)
+
+    def finish_work(self) -> None:
+        self.following.write32(Dev.PIN, 0)
+
     def check_state(self) -> None:
         registers = {Dev.ACCESSES: self.accesses, Dev.KICKS: self.kicks}
         assert {at: self.following.read32(at) for at in registers} == registers
@@ -256,7 +300,7 @@ class EduDriver(Driver):
 
     def __init__(self, devices: Sequence[PCIDevice], memory: SharedMemory, iova: int) -> None:
         self.buffer = np.zeros(PAGE, np.uint8)
-        self.liveness = self.status = 0
+        self.liveness = self.number = 0
         super().__init__(devices, memory, iova, 1)
 
     def turn(self) -> None:
@@ -290,7 +334,21 @@ class EduDriver(Driver):
         assert device.read32(Edu.IRQ_STATUS) == 0x100
         device.write32(Edu.IRQ_ACK, 0x100)
 
+    def leave_work(self) -> None:
+        self.number = self.rng.randrange(2, 13)
+        self.following.write32(Edu.FACTORIAL, self.number)
+
+    def finish_work(self) -> None:
+        device = self.following
+        assert device.read32(Edu.FACTORIAL) == math.factorial(self.number)
+        assert device.read32(Edu.IRQ_STATUS) == 0x001
+        device.write32(Edu.IRQ_ACK, 0x001)
+
     def check_state(self) -> None:
         if self.turns:
             assert self.following.read32(Edu.LIVENESS) == ~self.liveness & 0xFFFF_FFFF
             assert self.following.read32(Edu.IRQ_STATUS) == 0
+
+
+DRIVERS = {"edu": EduDriver, "testdev": TestDeviceDriver}
+"""Models, and who drives them."""

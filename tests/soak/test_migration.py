@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,29 +13,20 @@ from pyvfio.memory import SharedMemory
 from pyvfio.migration_transfer import Transfer
 from pyvfio.pci.device import PCIDevice
 from tests.soak import LONG
-from tests.soak.following import PAGE, PAGES, Driver, EduDriver, TestDeviceDriver
-from tests.support import ServerProcess, eventually
+from tests.soak.following import DRIVERS, PAGE, PAGES, Driver
+from tests.support import eventually
 
 MIGRATIONS = 100 if LONG else 8
 IOVA = 0x100000
 
-DRIVERS = {"edu": EduDriver, "testdev": TestDeviceDriver}
-
-
-@pytest.fixture(params=DRIVERS)
-def model(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
 
 @pytest.fixture
-def devices(model: str, socket_folder: Path) -> Iterator[list[PCIDevice]]:
-    """Two servers' devices of a kind; writes to them are not posted."""
+def devices(places: list[str]) -> Iterator[list[PCIDevice]]:
+    """The devices of both; writes to them are not posted."""
+    one, other = places
     with (
-        ServerProcess(model, socket_folder / "one.sock") as one,
-        ServerProcess(model, socket_folder / "other.sock") as other,
-        pyvfio.open(one.uri, posted_writes=False) as here,
-        pyvfio.open(other.uri, posted_writes=False) as there,
+        pyvfio.open(one, posted_writes=False) as here,
+        pyvfio.open(other, posted_writes=False) as there,
     ):
         yield [here, there]
 

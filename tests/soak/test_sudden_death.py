@@ -93,14 +93,19 @@ def serve(path: Path) -> ServerProcess:
 
 
 class Strike:
-    """Sends a signal to a process after some seconds, from a thread."""
+    """Sends a signal to a process after some seconds, from a thread.
+
+    :ivar moment: when it did (``time.monotonic()``).
+    """
 
     def __init__(self, pid: int, number: int, seconds: float) -> None:
+        self.moment = 0.0
         self._thread = threading.Thread(target=self._run, args=(pid, number, seconds))
         self._thread.start()
 
     def _run(self, pid: int, number: int, seconds: float) -> None:
         time.sleep(seconds)
+        self.moment = time.monotonic()
         os.kill(pid, number)
 
     def wait(self) -> None:

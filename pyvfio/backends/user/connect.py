@@ -135,6 +135,7 @@ def negotiate(channel: Channel, own: Capabilities) -> Agreement:
     """Exchange VERSION, which must be the first message.
 
     :raises NegotiationError: the server's answer does not go with ours.
+    :raises VFIOTimeout: there is none.
     """
     request = messages.Version(version.MAJOR, version.MINOR, own)
     try:
@@ -145,6 +146,9 @@ def negotiate(channel: Channel, own: Capabilities) -> Agreement:
             uri=channel.name,
             errno=error.errno,
         ) from error
+    except VFIOTimeout as error:
+        error.hint = "another client may have the device: a server has one at a time"
+        raise
     try:
         if reply.major != version.MAJOR or reply.minor > version.MINOR:
             raise NegotiationError(

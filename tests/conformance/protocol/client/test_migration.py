@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 
 import pyvfio
+from pyvfio.cli.main import main
+from pyvfio.migration_file import StateReader
 from pyvfio.pci.device import PCIDevice
 from pyvfio.uapi.vfio import DeviceState, MigrationFlags
 from tests.conformance.devices import Dev, Edu
@@ -164,6 +166,40 @@ def test_a_device_is_handed_over_to_another_of_its_kind(
     states = (source.migration.state, destination.migration.state)
     assert states == (DeviceState.STOP, DeviceState.RUNNING)
     assert kind.look(destination) == before
+
+
+@pytest.fixture
+def two(peer: Host, socket_folder: Path) -> Iterator[list[Host]]:
+    """New servers of a kind, each for a client of its own."""
+    kind = PEERS[peer.peer.name]
+    with running(kind, socket_folder) as one, running(kind, socket_folder) as other:
+        assert eventually(lambda: one.path.exists() and other.path.exists())
+        yield [one, other]
+
+
+@spec("VFIO_USER_MIG_DATA_READ", "VFIO_USER_MIG_DATA_WRITE")
+@needs("migration", "stays")
+def test_the_command_moves_a_device(two: list[Host]) -> None:
+    kind = KINDS[two[0].peer.name]
+    source, destination = (f"vfio-user:{host.path}" for host in two)
+    with pyvfio.open(source) as device:
+        kind.change(device)
+        before = kind.look(device)
+    piece = f"--piece={kind.piece}"
+    assert main(["migrate", source, "--no-precopy", piece, "--resume", destination]) == 0
+    with pyvfio.open(destination) as device:
+        assert kind.look(device) == before
+
+
+@spec("VFIO_USER_MIG_DATA_READ")
+@needs("migration")
+def test_the_command_saves_a_device(two: list[Host], tmp_path: Path) -> None:
+    file, piece = tmp_path / "state", f"--piece={KINDS[two[0].peer.name].piece}"
+    uri = f"vfio-user:{two[0].path}"
+    assert main(["migrate", "save", "--no-precopy", piece, uri, str(file)]) == 0
+    with file.open("rb") as opened:
+        reader = StateReader(opened.read, file.name)
+        assert sum(map(len, reader.pieces())) == reader.state_size > 0
 
 
 @spec("VFIO_USER_DEVICE_FEATURE / Direct State Transitions", "VFIO_USER_MIG_DATA_READ / Reply")
