@@ -51,6 +51,7 @@ class Interrupts:
         self._fds: dict[PCIIRQ, list[int]] = {
             index: [-1] * count for index, count in self._counts.items()
         }
+        self._kept = 0  # of all indexes; a request costs nothing for what others have set up
         self._enabled: set[PCIIRQ] = set()
         self._asserted = False
         self._intx_masked = False
@@ -116,7 +117,7 @@ class Interrupts:
         if any(not eventfd.is_eventfd(fd) for fd in fds):
             raise _invalid("a descriptor that is no eventfd")
         replaced = self._fds[irq][vectors.start : vectors.stop]
-        kept = sum(_held(table) for table in self._fds.values()) - _held(replaced)
+        kept = self._kept - _held(replaced)
         if kept + len(fds) > max_fds:
             raise OSError(errno.EMFILE, f"{len(fds)} eventfds, {kept} are kept already")
 
@@ -125,9 +126,11 @@ class Interrupts:
         for vector, fd in zip(vectors, fds or [-1] * len(vectors), strict=True):
             if table[vector] >= 0:
                 os.close(table[vector])
+                self._kept -= 1
             table[vector] = fd
             if irq is PCIIRQ.MSIX and self._msix is not None:
                 self._msix.mask(vector, fd < 0)
+        self._kept += len(fds)
         fds.clear()
         self._enabled.add(irq)
         self._show_enabled(irq)
@@ -183,6 +186,8 @@ class Interrupts:
         self._deliver_pending()
 
     def _deliver_held_msi(self) -> None:
+        if not self._held_msi:
+            return
         for vector, fd in enumerate(self._fds[PCIIRQ.MSI]):
             if fd >= 0 and self._held_msi & 1 << vector:
                 self._held_msi &= ~(1 << vector)
@@ -270,6 +275,7 @@ class Interrupts:
     def _forget(self, irq: PCIIRQ) -> None:
         """Close what a client has given."""
         close_fds(fd for fd in self._fds[irq] if fd >= 0)
+        self._kept -= _held(self._fds[irq])
         self._fds[irq] = [-1] * self._counts[irq]
         if irq is PCIIRQ.INTX:
             self._intx_masked = False

@@ -25,6 +25,7 @@ class MSIXState:
         self.vectors = declared.vectors
         self._table_at, self._pba_at = declared.table, declared.pba
         self._table = bytearray(declared.vectors * pci.MSIX_ENTRY_SIZE)
+        self._all_masked = bytes([pci.MSIX_ENTRY_MASKED]) * declared.vectors
         self._pba = bytearray(-(-declared.vectors // (8 * _PBA_WORD)) * _PBA_WORD)
         self.reset()
 
@@ -32,8 +33,7 @@ class MSIXState:
         """All vectors masked, none pending."""
         self._table[:] = bytes(len(self._table))
         self._pba[:] = bytes(len(self._pba))
-        for vector in range(self.vectors):
-            self.mask(vector, True)
+        self._table[pci.MSIX_ENTRY_CONTROL :: pci.MSIX_ENTRY_SIZE] = self._all_masked
 
     def overlaps(self, bar: int, offset: int, count: int) -> bool:
         """Whether a range of a BAR touches the table or the pending bits."""
@@ -82,6 +82,8 @@ class MSIXState:
 
     def pending(self) -> list[int]:
         """The vectors whose pending bit is set."""
+        if not int.from_bytes(self._pba, "little"):  # as a rule, and then it is quick
+            return []
         return [v for v in range(self.vectors) if self._pba[v // 8] & 1 << v % 8]
 
     def set_pending(self, vector: int, pending: bool) -> None:
