@@ -21,9 +21,15 @@ static __thread volatile sig_atomic_t faulted;
 static __thread volatile sig_atomic_t passed_on;
 static struct sigaction previous;
 
+/* Whether it is about an access, and was not sent by somebody: kill(2), raise(3). */
+static int is_fault(const siginfo_t *info)
+{
+    return info->si_code > 0;
+}
+
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
-    if (guarded) {
+    if (guarded && is_fault(info)) {
         guarded = 0;
         siglongjmp(guard, 1);
     }
@@ -35,9 +41,11 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
         passed_on = 1;
         previous.sa_handler(number);
         passed_on = 0;
-    } else {
+    } else if (is_fault(info) || previous.sa_handler != SIG_IGN) {
         /* Not ours and nobody's: the access is repeated and ends the process as usual. */
         signal(number, SIG_DFL);
+        if (!is_fault(info))
+            raise(number);
     }
 }
 
@@ -51,11 +59,12 @@ static int pyvfio_guard(void)
         return -errno;
     if ((action.sa_flags & SA_SIGINFO) && action.sa_sigaction == on_sigbus)
         return 0;
+    previous = action; /* before it is needed, and the same for two threads at once */
     memset(&action, 0, sizeof(action));
     action.sa_sigaction = on_sigbus;
     action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
-    return sigaction(SIGBUS, &action, &previous) ? -errno : 0;
+    return sigaction(SIGBUS, &action, NULL) ? -errno : 0;
 }
 
 /* False when the access is set up; control comes back here with true after a fault. */

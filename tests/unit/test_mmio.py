@@ -169,9 +169,42 @@ def test_a_bus_error_of_somebody_else_ends_the_process_as_usual() -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, b"255\n")
 
 
+SENT = """
+import os, signal
+{}
+from pyvfio.native import mmio
+os.kill(os.getpid(), signal.SIGBUS)
+print("alive", flush=True)
+"""
+
+
+def test_a_bus_error_that_was_sent_ends_the_process_as_usual() -> None:
+    done = run_python(SENT.format(""))
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, b"")
+
+
+def test_a_bus_error_that_was_sent_is_ignored_where_it_was_before() -> None:
+    done = run_python(SENT.format("signal.signal(signal.SIGBUS, signal.SIG_IGN)"))
+    assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
 def test_a_handler_that_was_there_before_is_called() -> None:
     done = run_python(CRASH, "-X", "faulthandler")
     assert (done.stdout, b"Fatal Python error: Bus error" in done.stderr) == (b"255\n", True)
+
+
+LATE_HANDLER = f"""
+import faulthandler
+from pyvfio.native import mmio
+faulthandler.enable()
+{CRASH}
+"""
+
+
+def test_a_handler_that_came_between_two_mappings_is_called() -> None:
+    done = run_python(LATE_HANDLER)
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, b"255\n")
+    assert done.stderr.count(b"Fatal Python error: Bus error") == 1
 
 
 # Copies
