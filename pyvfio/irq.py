@@ -53,6 +53,7 @@ class IRQ(Waiter[int]):
 
     :ivar vector: its number within the index.
     :ivar total: signals that were waited for so far.
+    :ivar wakes: how many signals :meth:`wake` has added, for who waits to look why.
     """
 
     def __init__(self, owner: IRQOwner, name: str, vector: int) -> None:
@@ -61,7 +62,7 @@ class IRQ(Waiter[int]):
         self.vector = vector
         self.total = 0
         self._pid = os.getpid()
-        self._wakes = 0
+        self.wakes = 0
 
     def fileno(self) -> int:
         """The eventfd; readable when the interrupt fired, and when the device is gone.
@@ -75,7 +76,7 @@ class IRQ(Waiter[int]):
     def _take(self, seconds: float | None) -> int:
         # eventfd.take() itself would be felt: who wakes up has nothing in the processor's caches.
         count = _take_signals(self._fd, FOREVER if seconds is None else nanoseconds(seconds))
-        if self._wakes or count == NO_COUNT:
+        if self.wakes or count == NO_COUNT:
             self._look_why(count)
         self.total += count
         return count
@@ -92,8 +93,11 @@ class IRQ(Waiter[int]):
     def drain(self) -> int:
         """Drop signals that nobody has waited for; returns how many there were."""
         with self._lock:
-            wakes, self._wakes = self._wakes, 0
-            return max(0, eventfd.take(self._fd) - wakes)
+            wakes, self.wakes = self.wakes, 0
+            dropped = max(0, eventfd.take(self._fd) - wakes)
+        if wakes:
+            self.wake()  # which is for all who wait
+        return dropped
 
     def wake(self) -> None:
         """Make everybody who waits look again whether the device is there."""
@@ -101,7 +105,7 @@ class IRQ(Waiter[int]):
             return  # a child of a fork: the parent would take it for an interrupt
         with self._lock:
             if self._fd >= 0:
-                self._wakes += 1  # before it is seen that somebody woke
+                self.wakes += 1  # before it is seen that somebody woke
                 eventfd.signal(self._fd)
 
     def close(self) -> None:
@@ -144,20 +148,24 @@ class AnyIRQ(Waiter[list[int]]):
 
     def _take(self, seconds: float | None) -> list[int]:
         ready = self._epoll.poll(seconds_at_most(seconds), len(self._irqs))
-        self._check()
-        counts = [(self._irqs[fd], eventfd.take(fd)) for fd, _ in ready]
-        try:
-            self._check()
-        except VFIOError:
-            for irq, _ in counts:
-                irq.wake()  # others who wait for it have to know
-            raise
+        taken = [(self._irqs[fd], eventfd.take(fd)) for fd, _ in ready]
+        for irq, _ in taken:
+            if irq.wakes:
+                self._look_why([irq for irq, _ in taken])
         fired = []
-        for irq, count in counts:
+        for irq, count in taken:
             if count:
                 irq.total += count
                 fired.append(irq.vector)
         return sorted(fired)
+
+    def _look_why(self, irqs: Sequence[IRQ]) -> None:
+        try:
+            self._check()
+        except VFIOError:
+            for irq in irqs:
+                irq.wake()  # others who wait for it have to know
+            raise
 
     def _release(self) -> None:
         self._epoll.close()

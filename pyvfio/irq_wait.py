@@ -62,11 +62,12 @@ class Waiter(ABC, Generic[_Fired]):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         left = None if timeout is None else max(timeout, 0.0)
-        self._users.append(
-            None
-        )  # as _enter() and _leave(), which would take as long as the wake-up
+        # As _enter(), _check() and _leave(), which would take as long as the wake-up.
+        self._users.append(None)
         try:
-            self._check()
+            if self._closed:
+                raise self._closed_error()
+            self._owner.check_present(self._op)
             while True:
                 fired = self._take(left)
                 if fired:

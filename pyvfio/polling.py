@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 _MOST = (1 << 31) - 1
+_LONGEST = _MOST / 1000
 
 
 def milliseconds(seconds: float | None) -> float | None:
@@ -13,9 +14,11 @@ def milliseconds(seconds: float | None) -> float | None:
 
 def seconds_at_most(seconds: float | None) -> float | None:
     """What ``select.epoll`` takes, as long."""
-    return None if seconds is None else min(seconds, _MOST / 1000)
+    return None if seconds is None else min(seconds, _LONGEST)
 
 
 def nanoseconds(seconds: float) -> int:
     """What C takes, as long."""
-    return int(1e9 * min(max(seconds, 0.0), _MOST / 1000))
+    if 0.0 <= seconds <= _LONGEST:
+        return int(1e9 * seconds)
+    return int(1e9 * min(max(seconds, 0.0), _LONGEST))

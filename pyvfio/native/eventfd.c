@@ -100,34 +100,48 @@ static uint64_t take_now(int fd)
     return told(count);
 }
 
-static uint64_t take_when_readable(int fd, const struct timespec *left)
+#define PYVFIO_MILLISECOND 1000000
+
+/* poll(2) does not tell what is left of the time, as ppoll(2) does: one look at the clock less. */
+static int wait_readable(int fd, int64_t nanoseconds)
 {
     struct pollfd readable = {.fd = fd, .events = POLLIN};
+    struct timespec left = {0, nanoseconds};
 
-    if (ppoll(&readable, 1, left, NULL) < 0)
+    if (nanoseconds < 0)
+        return poll(&readable, 1, -1);
+    if (nanoseconds < PYVFIO_MILLISECOND)
+        return ppoll(&readable, 1, &left, NULL);
+    return poll(&readable, 1, (int)(nanoseconds / PYVFIO_MILLISECOND));
+}
+
+static uint64_t take_when_readable(int fd, int64_t nanoseconds)
+{
+    int ready = wait_readable(fd, nanoseconds);
+
+    if (ready < 0)
         return errno == EINTR ? 0 : PYVFIO_NO_COUNT;
-    return take_now(fd);
+    return ready ? take_now(fd) : 0;
 }
 
 /*
  * Set an eventfd to 0, and return what it was.  Where it is 0 it is waited for, so many nanoseconds
- * or (if negative) for ever; 0 is returned where it stays so, and where somebody else was faster or
+ * or somewhat less, or (if negative) for ever; 0 is returned where it stays so, and where somebody else was faster or
  * a signal came.  PYVFIO_NO_COUNT is an error, told in errno.
  *
  * Who waits for ever has read(2) wait where its owner lets it: it returns sooner than poll(2).
  */
 static uint64_t pyvfio_take(int fd, int64_t nanoseconds)
 {
-    struct timespec left = {nanoseconds / 1000000000, nanoseconds % 1000000000};
     uint64_t count = 0;
 
     if (nanoseconds >= 0) {
         count = take_now(fd);
-        return count || !nanoseconds ? count : take_when_readable(fd, &left);
+        return count || !nanoseconds ? count : take_when_readable(fd, nanoseconds);
     }
     if (read(fd, &count, sizeof(count)) < 0) {
         if (errno == EAGAIN)
-            return take_when_readable(fd, NULL);
+            return take_when_readable(fd, -1);
         return errno == EINTR ? 0 : PYVFIO_NO_COUNT;
     }
     return told(count);
