@@ -19,6 +19,7 @@ _NAMES = (
     "channel.c",
     "registers.c",
     "serve.c",
+    "dma.c",
 )
 SOURCES = [Path(__file__).with_name(name) for name in _NAMES]
 
@@ -217,6 +218,16 @@ ffibuilder.cdef(
     int pyvfio_serve(struct pyvfio_service *service);
     int pyvfio_answer(struct pyvfio_service *service, int error, uint64_t value);
     int pyvfio_answer_and_serve(struct pyvfio_service *service, int error, uint64_t value);
+
+    struct pyvfio_dma *pyvfio_dma_new(const uint8_t *command);
+    void pyvfio_dma_free(struct pyvfio_dma *dma);
+    int pyvfio_dma_insert(struct pyvfio_dma *dma, uint64_t first, uint64_t last, uintptr_t memory,
+                          uint32_t flags);
+    void pyvfio_dma_remove(struct pyvfio_dma *dma, uint64_t first, uint64_t last);
+    void pyvfio_dma_stop(struct pyvfio_dma *dma, int stopped);
+    void pyvfio_dma_log(struct pyvfio_dma *dma, int logged);
+    int pyvfio_dma_read(struct pyvfio_dma *dma, uint64_t address, void *to, size_t size);
+    int pyvfio_dma_write(struct pyvfio_dma *dma, uint64_t address, const void *from, size_t size);
     """
 )
 ffibuilder.set_source(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyvfio.native.dma import DirectDMA
 from pyvfio.server.declarations import check
 from pyvfio.server.model import DeviceModel, ModelBAR, ModelCapability
 from pyvfio.uapi import pci
@@ -81,6 +82,10 @@ class ModelConfigSpace:
     def is_bus_master(self) -> bool:
         """Whether the device may reach for memory; asked at each DMA, so it is quick."""
         return bool(self._data[pci.COMMAND.offset] & _BUS_MASTER)
+
+    def direct_dma(self, on: bool) -> DirectDMA:
+        """DMA in C, which looks at the command register by itself."""
+        return DirectDMA(self._data, pci.COMMAND.offset, on)
 
     @property
     def command(self) -> Command:

@@ -4,17 +4,17 @@
 Accesses of memory never leave C (``native/serve.c``); for registers it calls the model's callbacks.
 Everything else, and everything that is refused, goes the general way: :meth:`DirectService.serve`
 returns and leaves what was read to the channel.  The general way can do all that is done here, and
-does it where :data:`VARIABLE` is 0 and where messages are traced.
+does it where that is switched off (:mod:`.native_paths`) and where messages are traced.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from struct import Struct
 
 from pyvfio.native.status import Status
+from pyvfio.server import native_paths
 from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.failures import FAILURES, errno_of, note
 from pyvfio.server.function import PCIFunction
@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 _OTHER, _PAUSE, _LATE = int(Status.OTHER), int(Status.PAUSE), int(Status.LATE)
 _UNSENT, _FAILED = int(Status.UNSENT), int(Status.FAILED)
 _READ, _WRITE, _POSTED = int(Status.READ), int(Status.WRITE), int(Status.POSTED)
-
-VARIABLE = "PYVFIO_NATIVE_SERVER"
-"""The environment variable that switches this off with 0."""
 
 _WRITES = {
     width: Struct(f"<{HEADER.size}xQI4x{code}")
@@ -64,7 +61,7 @@ class DirectService:
         cls, channel: Channel, function: PCIFunction, deferred: DeferredAnswers, quotas: Quotas
     ) -> DirectService | None:
         """For one client; None where everything goes the general way."""
-        if os.environ.get(VARIABLE) == "0":
+        if not native_paths.are_on():
             return None
         serving = channel.serve_directly(list(function.regions.areas()), quotas.max_data)
         return None if serving is None else cls(serving, channel.name, function, deferred)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvfio.dirty_bitmap import bitmap_size
+from pyvfio.native.dma import DirectDMA
 
 PAGE = 4096
 """Bytes of the pages that are logged, and of the smallest that are reported, as the kernel's."""
@@ -32,9 +33,13 @@ _END = 1 << 64
 
 
 class DirtyLog:
-    """The log of one client; any thread marks, the client's own starts, reports and stops."""
+    """The log of one client; any thread marks, the client's own starts, reports and stops.
 
-    def __init__(self) -> None:
+    :param direct: the DMA that marks nothing; its writes are done elsewhere while it is logged.
+    """
+
+    def __init__(self, direct: DirectDMA | None = None) -> None:
+        self._direct = direct
         self._lock = threading.Lock()
         self._ranges: list[tuple[int, int]] | None = None
         self._chunks: dict[int, npt.NDArray[np.bool_]] = {}
@@ -59,13 +64,19 @@ class DirtyLog:
         with self._lock:
             self._chunks, self._everything = {}, False
             self._ranges = found
+        self._tell_direct(True)
         return page_size if _is_page_size(page_size) else PAGE
 
     def stop(self) -> None:
         """Log no longer and forget what was; it may be stopped already."""
+        self._tell_direct(False)
         with self._lock:
             self._ranges = None
             self._chunks = {}
+
+    def _tell_direct(self, logged: bool) -> None:
+        if self._direct is not None:
+            self._direct.log(logged)
 
     def mark(self, address: int, size: int) -> None:
         """The device has written; called behind the write, so that a report is never early."""

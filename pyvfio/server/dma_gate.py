@@ -7,15 +7,18 @@ import errno
 import threading
 
 from pyvfio.errors import DMAError
+from pyvfio.native.dma import DirectDMA
 
 
 class DMAGate:
     """Keeps account of the DMA under way, and holds back what comes while the device is stopped.
 
+    :param direct: the DMA that does not come this way while the gate is open.
     :ivar is_open: the device is running.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, direct: DirectDMA) -> None:
+        self._direct = direct
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self.is_open = True
@@ -55,6 +58,7 @@ class DMAGate:
         """DMA that comes from now on waits."""
         with self._changed:
             self.is_open = False
+        self._direct.stop(True)
 
     def drain(self) -> None:
         """Wait for the DMA that is under way; whoever reaches for memory may take locks."""
@@ -66,6 +70,7 @@ class DMAGate:
         with self._changed:
             self.is_open = True
             self._changed.notify_all()
+        self._direct.stop(False)
 
     def drop_waiting(self) -> None:
         """The device is reset, or was loaded: what has waited is of before."""

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from pyvfio.errors import DMAError
 from pyvfio.native import mmio
+from pyvfio.native.dma import DirectDMA
 from pyvfio.server.failures import FAILURES
 from pyvfio.server.quotas import Quotas
 from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
@@ -118,9 +119,12 @@ class DMAMaps:
 
     :param quotas: how many maps and mapped bytes there may be.
     :param observer: told of each map and unmap.
+    :param direct: knows the same maps, those that are memory here; it finds most of what is
+        reached for, without anything of this.
     """
 
-    def __init__(self, quotas: Quotas, observer: MapObserver) -> None:
+    def __init__(self, quotas: Quotas, observer: MapObserver, direct: DirectDMA) -> None:
+        self.direct = direct
         self._quotas = quotas
         self._observer = observer
         self._lock = threading.Lock()
@@ -205,6 +209,8 @@ class DMAMaps:
 
     def _insert(self, added: DMAMap) -> None:
         with self._lock:
+            if added.memory is not None:
+                self.direct.add(added.iova, added.size, added.start, int(added.flags))
             at = bisect_right(self._starts, added.iova)
             self._maps.insert(at, added)
             self._starts.insert(at, added.iova)
@@ -218,6 +224,7 @@ class DMAMaps:
             first = bisect_left(self._starts, entries[0].iova)
             del self._maps[first : first + len(entries)]
             del self._starts[first : first + len(entries)]
+            self.direct.remove(entries[0].iova, entries[-1].end - entries[0].iova)
             for entry in entries:
                 entry.gone = True
             # A copy ends by itself; a message may wait for a client that waits for us.

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 from pyvfio.errors import DMAError
 from pyvfio.memory import ByteArray
+from pyvfio.native._native import ffi
+from pyvfio.server import native_paths
 from pyvfio.server.config_space import ModelConfigSpace
 from pyvfio.server.contents import Contents
 from pyvfio.server.deferred import DeferredAnswers
@@ -41,12 +43,16 @@ from pyvfio.wire.messages import SetIRQs
 
 log = logging.getLogger(__name__)
 
+_from_buffer = ffi.from_buffer
+_BYTES = ffi.typeof("char[]")
+
 
 class PCIFunction:
     """Hosts a model.
 
     :param model: the model; it is closed with this object.
     :ivar migration: how it migrates, if the model can.
+    :ivar direct_dma: what of its DMA is done in C; it has the client's maps.
     :raises ValueError: its declarations contradict each other.
 
     Lock order: the model's lock (callbacks run with it), then the function's own (configuration
@@ -59,7 +65,10 @@ class PCIFunction:
         self._config = ModelConfigSpace(model)
         msix = MSIXState(model.msix) if model.msix else None
         self._interrupts = Interrupts(model, self._config, msix)
-        self._control = RunControl(model, lock=self._lock, interrupts=self._interrupts)
+        self.direct_dma = self._config.direct_dma(native_paths.are_on())
+        self._control = RunControl(
+            model, lock=self._lock, interrupts=self._interrupts, direct=self.direct_dma
+        )
         self.regions = Regions(
             model,
             lock=self._lock,
@@ -114,6 +123,7 @@ class PCIFunction:
         guest = self._guest
         if guest is not None:
             guest.maps.clear()
+            guest.log.stop()
         self._control.attach(None)
         with self.model.lock:
             with self._lock:
@@ -185,8 +195,33 @@ class PCIFunction:
         finally:
             gate.leave()
 
+    def dma_read_into(self, address: int, buffer: Buffer) -> None:
+        """See :meth:`DeviceModel.dma_read_into`."""
+        try:
+            target = _from_buffer(_BYTES, buffer, True)
+            if not self.direct_dma.read(address, target, len(target)):
+                return
+        except BufferError as error:
+            raise ValueError(f"no memory to copy to: {error}") from error
+        except OverflowError:
+            pass  # no such address, as is said below
+        view = memoryview(buffer).cast("B")
+        gate = self._gate(address)
+        try:
+            self._bus_master(address, len(view)).read_into(address, view)
+        finally:
+            gate.leave()
+
     def dma_write(self, address: int, data: Buffer) -> None:
         """See :meth:`DeviceModel.dma_write`."""
+        try:
+            source = _from_buffer(data)
+            if not self.direct_dma.write(address, source, len(source)):
+                return
+        except BufferError as error:
+            raise ValueError(f"no memory to copy from: {error}") from error
+        except OverflowError:
+            pass  # no such address, as is said below
         gate = self._gate(address)
         try:
             self._bus_master(address, len(data)).write(address, data)

@@ -64,7 +64,7 @@ class GuestMemory:
         self.maps = maps
         self._ask = ask
         self._chunk = min(MAX_MESSAGE, max_data)
-        self.log = DirtyLog()
+        self.log = DirtyLog(maps.direct)
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the client's memory; raises :class:`DMAError`."""
@@ -78,6 +78,19 @@ class GuestMemory:
         if data is None:
             raise gone(address, size)
         return data
+
+    def read_into(self, address: int, target: memoryview) -> None:
+        """Fill memory of the caller's from the client's; raises :class:`DMAError`."""
+        entry = self.maps.hold(address, len(target), _READ)
+        if entry is None:
+            target[:] = self._read_spans(address, len(target))
+            return
+        try:
+            done = mmio.copy_into(target, entry.start + address - entry.iova)
+        finally:
+            self.maps.let_go(entry)
+        if not done:
+            raise gone(address, len(target))
 
     def write(self, address: int, data: Buffer) -> None:
         """Write the client's memory; raises :class:`DMAError`."""

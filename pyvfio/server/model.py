@@ -118,6 +118,9 @@ class ModelServices(Protocol):
     def dma_read(self, address: int, size: int) -> bytes:
         """Read the client's memory."""
 
+    def dma_read_into(self, address: int, buffer: Buffer) -> None:
+        """Fill a buffer from the client's memory."""
+
     def dma_write(self, address: int, data: Buffer) -> None:
         """Write the client's memory."""
 
@@ -307,9 +310,20 @@ class DeviceModel:
         """
         return self.services.dma_read(address, size)
 
+    def dma_read_into(self, address: int, buffer: Buffer) -> None:
+        """Fill a buffer of the model's own, any that can be written, from the client's memory.
+
+        The same as :meth:`dma_read` without new memory, which costs as much as the copy where it
+        is large.  After an error what the buffer has is undefined.
+
+        :raises ValueError: the buffer is read-only, or not contiguous.
+        :raises DMAError: what :meth:`dma_read` raises.
+        """
+        (self._services or self.services).dma_read_into(address, buffer)
+
     def dma_write(self, address: int, data: Buffer) -> None:
         """Write the client's memory; raises as :meth:`dma_read` does."""
-        self.services.dma_write(address, data)
+        (self._services or self.services).dma_write(address, data)  # a call less beside the copy
 
     def dma_view(
         self, address: int, size: int, writable: bool = False

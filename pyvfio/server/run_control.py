@@ -13,6 +13,7 @@ import errno
 import threading
 from typing import Protocol
 
+from pyvfio.native.dma import DirectDMA
 from pyvfio.server.dma_gate import DMAGate
 from pyvfio.server.interrupts import Interrupts
 from pyvfio.server.model import DeviceModel
@@ -32,13 +33,19 @@ class RunControl:
     """Whether a device runs.
 
     :param lock: the function's own.
+    :param direct: what of its DMA is done in C.
     :ivar gate: what its DMA goes through.
     """
 
     def __init__(
-        self, model: DeviceModel, *, lock: threading.RLock, interrupts: Interrupts
+        self,
+        model: DeviceModel,
+        *,
+        lock: threading.RLock,
+        interrupts: Interrupts,
+        direct: DirectDMA,
     ) -> None:
-        self.gate = DMAGate()
+        self.gate = DMAGate(direct)
         self._model = model
         self._lock = lock
         self._interrupts = interrupts

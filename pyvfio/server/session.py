@@ -99,7 +99,7 @@ class Session:
             self._close()
 
     def _serve(self, limits: Limits) -> None:
-        maps = DMAMaps(self._quotas, self._function)
+        maps = DMAMaps(self._quotas, self._function, self._function.direct_dma)
         guest = GuestMemory(maps, self._ask, limits.max_data_xfer_size)
         requests = Requests(
             self._function,

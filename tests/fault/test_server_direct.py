@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvfio.server.direct import VARIABLE
+from pyvfio.server.native_paths import VARIABLE
 from tests.fault import raw
 from tests.fault.direct_model import (
     FAILING,

@@ -73,6 +73,9 @@ class Services:
     def send_msi(self, vector: int) -> None:
         self.messages.append(vector)
 
+    def dma_read_into(self, address: int, buffer: Buffer) -> None:
+        raise NotImplementedError
+
     def dma_view(
         self, address: int, size: int, writable: bool
     ) -> AbstractContextManager[ByteArray]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,6 +15,7 @@ import pytest
 
 from pyvfio.errors import DMAError
 from pyvfio.memory import MemoryKind, SharedMemory
+from pyvfio.server import native_paths
 from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.dma_maps import DMAMaps
 from pyvfio.server.function import PCIFunction
@@ -20,6 +23,7 @@ from pyvfio.server.guest_memory import GuestMemory
 from pyvfio.server.model import DeviceModel, Identity
 from pyvfio.server.quotas import Quotas
 from pyvfio.uapi import pci
+from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.pci import Command
 from pyvfio.uapi.vfio import DMAMapFlags, PCIRegion
 from pyvfio.wire import header, messages
@@ -57,7 +61,7 @@ class Hosted:
     def __init__(self) -> None:
         self.model = Bare()
         self.function = PCIFunction(self.model)
-        self.maps = DMAMaps(Quotas(), self.function)
+        self.maps = DMAMaps(Quotas(), self.function, self.function.direct_dma)
         self.guest = GuestMemory(self.maps, never, 1 << 20)
         self.function.attach_client(self.guest, NoKicks())
         enable = (Command.MEMORY | Command.MASTER).to_bytes(2, "little")
@@ -70,8 +74,9 @@ class Hosted:
         self.maps.unmap(messages.DMAUnmap(flags=0, iova=iova, size=size))
 
 
-@pytest.fixture
-def hosted() -> Iterator[Hosted]:
+@pytest.fixture(params=["direct", "general"])
+def hosted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosted]:
+    monkeypatch.setenv(native_paths.VARIABLE, "0" if request.param == "general" else "1")
     hosted = Hosted()
     yield hosted
     hosted.function.detach_client()
@@ -174,6 +179,96 @@ def test_a_copy_of_a_file_that_was_made_shorter_is_an_error(hosted: Hosted, size
         assert caught.value.errno == errno.EFAULT
         with pytest.raises(DMAError):
             hosted.model.dma_write(IOVA, bytes(size))
+        with pytest.raises(DMAError):
+            hosted.model.dma_read_into(IOVA, bytearray(size))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [bytearray(40), np.zeros(40, np.uint8), memoryview(bytearray(40)), np.zeros((2, 5), np.uint32)],
+    ids=["bytearray", "array", "memoryview", "elements of 4 bytes"],
+)
+def test_a_read_fills_a_buffer_of_the_model(
+    hosted: Hosted, memory: SharedMemory, target: Buffer
+) -> None:
+    hosted.map(memory.fd)
+    hosted.model.dma_read_into(IOVA + 8, target)
+    assert bytes(target) == memory.array[8:48].tobytes()
+
+
+def test_a_read_fills_a_buffer_over_the_border_of_two_maps(
+    hosted: Hosted, memory: SharedMemory
+) -> None:
+    hosted.map(memory.fd, IOVA, PAGE)
+    hosted.map(memory.fd, IOVA + PAGE, PAGE)
+    target = np.zeros(2, np.uint32)
+    hosted.model.dma_read_into(IOVA + PAGE - 4, target.data)
+    assert target.tobytes() == memory.array[PAGE - 4 : PAGE].tobytes() + memory.array[:4].tobytes()
+
+
+def test_a_read_into_nothing_does_nothing(hosted: Hosted) -> None:
+    hosted.model.dma_read_into(IOVA, bytearray())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        bytes(8),
+        memoryview(bytes(8)),
+        memoryview(bytearray(8))[::2],
+        np.zeros(16, np.uint8)[::2],
+        np.zeros((4, 4), np.uint8).T,
+    ],
+    ids=["bytes", "read-only", "every other byte", "every other of an array", "transposed"],
+)
+def test_a_buffer_that_cannot_be_filled_is_refused(
+    hosted: Hosted, memory: SharedMemory, target: Buffer
+) -> None:
+    hosted.map(memory.fd)
+    with pytest.raises(ValueError, match=r"writable|read-only|contiguous"):
+        hosted.model.dma_read_into(IOVA, target)
+    assert not np.asarray(target).any()
+
+
+@pytest.mark.parametrize(("flags", "error"), [(0, errno.EFAULT), (WRITE, errno.EPERM)])
+def test_a_buffer_is_not_filled_from_what_cannot_be_read(
+    hosted: Hosted, memory: SharedMemory, flags: int, error: int
+) -> None:
+    if flags:
+        hosted.map(memory.fd, flags=int(flags))
+    target = bytearray(b"before")
+    with pytest.raises(DMAError) as caught:
+        hosted.model.dma_read_into(IOVA, target)
+    assert (caught.value.errno, bytes(target)) == (error, b"before")
+
+
+def test_copies_while_maps_come_and_go_are_of_the_map_or_refused(
+    hosted: Hosted, memory: SharedMemory
+) -> None:
+    hosted.map(memory.fd, IOVA + 8 * PAGE, PAGE)
+    over, found = threading.Event(), set[bytes]()
+
+    def copy(page: int) -> None:
+        while not over.is_set():
+            with contextlib.suppress(DMAError):
+                found.add(hosted.model.dma_read(IOVA + page * PAGE, 16))
+
+    copiers = [threading.Thread(target=copy, args=(page,)) for page in (0, 2, 8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for copier in copiers:
+            copier.start()
+        for _ in range(500):
+            for page in (4, 0, 2):
+                hosted.map(memory.fd, IOVA + page * PAGE, PAGE)
+            hosted.unmap(IOVA, 8 * PAGE)
+    finally:
+        sys.setswitchinterval(before)
+        over.set()
+        for copier in copiers:
+            copier.join()
+    assert found == {memory.array[:16].tobytes()}
 
 
 # Views
