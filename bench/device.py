@@ -12,9 +12,11 @@ BAR 3     4 KiB of memory that can be mapped
 0x000   scratch, 4 bytes
 0x010   address of the client's memory, 8 bytes, for the reads below; each makes ``ROUND`` copies
         of ``COPY`` bytes and gives the nanoseconds that they took
-0x018   copies from BAR 2 to the client's memory
-0x020   copies from the client's memory
-0x028   the baseline of both: memcpy from BAR 2 to shared memory of this process
+0x018   copies from shared memory of this process to the client's memory
+0x020   copies from the client's memory to new bytes
+0x028   the baseline of all: memcpy from BAR 2 to shared memory of this process
+0x030   copies from the client's memory to shared memory of this process
+0x038   the same through a view of the client's memory
 ======  ==================================================================
 """
 
@@ -31,6 +33,7 @@ from pyvfio.memory import ByteArray, MemoryKind, SharedMemory
 from pyvfio.server.model import DeviceModel, Identity, ModelBAR, ModelMSIX
 
 SCRATCH, ADDRESS, TO_CLIENT, FROM_CLIENT, MEMCPY = 0x000, 0x010, 0x018, 0x020, 0x028
+INTO_MODEL, VIEWED = 0x030, 0x038
 REGISTERS, MEMORY, MAPPED = 0, 2, 3
 MEMORY_SIZE = 4 << 20
 VECTORS = 2048
@@ -54,9 +57,12 @@ class BenchDevice(DeviceModel):
         self._scratch = 0
         self._address = 0
         self._shared = SharedMemory(COPY, MemoryKind.MEMFD)
+        self._own = self._shared.array.data
         self._copies: dict[int, Callable[[], object]] = {
-            TO_CLIENT: lambda: self.dma_write(self._address, self._source().data),
+            TO_CLIENT: lambda: self.dma_write(self._address, self._own),
             FROM_CLIENT: lambda: self.dma_read(self._address, COPY),
+            INTO_MODEL: lambda: self.dma_read_into(self._address, self._own),
+            VIEWED: self._copy_view,
         }
 
     def bar_read(self, bar: int, offset: int, width: int) -> int:
@@ -64,7 +70,7 @@ class BenchDevice(DeviceModel):
         if offset == SCRATCH:
             return self._scratch
         if offset == MEMCPY:
-            source = address_of(self._source())
+            source = address_of(self.bar_memory(MEMORY))
             return int(baseline.memcpy(self._shared.address, source, COPY, ROUND) * 1e9)
         copy = self._copies.get(offset)
         return 0 if copy is None else _time(copy)
@@ -76,11 +82,13 @@ class BenchDevice(DeviceModel):
         elif offset == ADDRESS:
             self._address = value
 
-    def _source(self) -> ByteArray:
-        return self.bar_memory(MEMORY)[:COPY]
+    def _copy_view(self) -> None:
+        with self.dma_view(self._address, COPY) as view:
+            self._shared.array[:] = view
 
     def close(self) -> None:
         """Release the memory of the baseline."""
+        self._own.release()
         self._shared.release()
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from bench.peers import Place
-from pyvfio.irq import IRQ
+from pyvfio.irq import IRQ, IRQSet
 from pyvfio.memory import SharedMemory
 from pyvfio.pci.bars import BAR
 from pyvfio.pci.device import PCIDevice
@@ -145,14 +147,41 @@ def map_and_unmap(device: PCIDevice, memory: SharedMemory, iova: int, pages: int
     return Side(run)
 
 
-def waiting(irq: IRQ) -> Side:
+def waiting(irq: IRQ, timeout: float | None = None) -> Side:
     """From the write of an interrupt's eventfd until its waiter, another thread, runs."""
-    return _woken(irq.fileno(), irq.wait)
+    return _woken(irq.fileno(), partial(irq.wait, timeout))
+
+
+def waiting_for_any(irqs: IRQSet, vector: int) -> Side:
+    """The same with one that waits for all vectors of a set."""
+    return _woken(irqs[vector].fileno(), irqs.wait)
 
 
 def bare_waiting(fd: int) -> Side:
     """The same with a bare blocking eventfd."""
     return _woken(fd, lambda: os.eventfd_read(fd))
+
+
+def bare_timed_waiting(fd: int, timeout: float) -> Side:
+    """The same with a poll that has a time-out before it."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+
+    def wait() -> None:
+        poller.poll(1000 * timeout)
+        os.eventfd_read(fd)
+
+    return _woken(fd, wait)
+
+
+def bare_polling(fd: int, epoll: select.epoll) -> Side:
+    """The same with an epoll instance that the eventfd is in, and nothing else."""
+
+    def wait() -> None:
+        epoll.poll()
+        os.eventfd_read(fd)
+
+    return _woken(fd, wait)
 
 
 def _woken(fd: int, wait: Callable[[], object]) -> Side:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
+import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from bench import device, sides
@@ -13,6 +14,9 @@ from bench.peers import Kind, Peers
 from bench.rows.row import Make, Pair, Row, Target
 from bench.sides import Run, Side
 from pyvfio.memory import MemoryKind
+
+TIMEOUT = 10.0
+"""Seconds of the waits that have one."""
 
 
 def local() -> Iterator[Row]:
@@ -40,17 +44,48 @@ def local() -> Iterator[Row]:
         "one process",
         "eventfd write until irq.wait() runs in a thread",
         "bare os.eventfd_read in a thread",
-        _interrupt,
+        _interrupt(None, sides.bare_waiting),
         Target(1.2, cost=True),
         least=100,
     )
-    for name, register, what in (
-        ("dma-write", device.TO_CLIENT, "model's dma_write of 1 MiB, client's memory mapped"),
-        ("dma-read", device.FROM_CLIENT, "model's dma_read of 1 MiB, client's memory mapped"),
-    ):
-        yield Row(
-            name, "one process", what, "memcpy", _copies(register), Target(0.95), per=device.ROUND
-        )
+    yield Row(
+        "irq-timeout",
+        "one process",
+        f"the same with a time-out, irq.wait({TIMEOUT:g})",
+        "bare poll with that time-out and os.eventfd_read",
+        _interrupt(TIMEOUT, lambda fd: sides.bare_timed_waiting(fd, TIMEOUT)),
+        Target(1.2, cost=True),
+        least=100,
+    )
+    yield Row(
+        "irq-timeout-read",
+        "one process",
+        f"the same with a time-out, irq.wait({TIMEOUT:g})",
+        "bare os.eventfd_read in a thread, without one",
+        _interrupt(TIMEOUT, sides.bare_waiting),
+        Target(cost=True),
+        least=100,
+    )
+    yield Row(
+        "irq-any",
+        "one process",
+        f"eventfd write until a wait for {device.VECTORS:,} vectors runs in a thread",
+        "bare epoll_wait and os.eventfd_read of one",
+        _any_interrupt,
+        Target(cost=True),
+        least=100,
+    )
+    for name, register, what, target in _COPIES:
+        yield Row(name, "one process", what, "memcpy", _copies(register), target, per=device.ROUND)
+
+
+_COPY = Target(0.95)
+_COPIES = (
+    ("dma-write", device.TO_CLIENT, "model's dma_write of 1 MiB, client's memory mapped", _COPY),
+    ("dma-read", device.INTO_MODEL, "model's dma_read_into of 1 MiB, the same", _COPY),
+    ("dma-read-new", device.FROM_CLIENT, "model's dma_read of 1 MiB, into new bytes", Target()),
+    ("dma-view", device.VIEWED, "1 MiB copied out of the model's dma_view", Target()),
+)
 
 
 @contextmanager
@@ -82,14 +117,35 @@ def _memoryview(peers: Peers) -> Iterator[Pair]:
             words.release()
 
 
+def _interrupt(timeout: float | None, bare_waiting: Callable[[int], Side]) -> Make:
+    @contextmanager
+    def make(peers: Peers) -> Iterator[Pair]:
+        with _eventfd() as bare, peers.open(Kind.OURS) as dev, dev.msix.enable(1) as irqs:
+            yield Pair(sides.waiting(irqs[0], timeout), bare_waiting(bare))
+
+    return make
+
+
 @contextmanager
-def _interrupt(peers: Peers) -> Iterator[Pair]:
-    bare = os.eventfd(0, os.EFD_CLOEXEC)
+def _any_interrupt(peers: Peers) -> Iterator[Pair]:
+    with (
+        _eventfd() as bare,
+        select.epoll() as epoll,
+        peers.open(Kind.OURS) as dev,
+        dev.msix.enable(device.VECTORS) as irqs,
+    ):
+        epoll.register(bare, select.EPOLLIN)
+        any_of_them = sides.waiting_for_any(irqs, device.VECTORS // 2)
+        yield Pair(any_of_them, sides.bare_polling(bare, epoll))
+
+
+@contextmanager
+def _eventfd() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
     try:
-        with peers.open(Kind.OURS) as dev, dev.msix.enable(1) as irqs:
-            yield Pair(sides.waiting(irqs[0]), sides.bare_waiting(bare))
+        yield fd
     finally:
-        os.close(bare)
+        os.close(fd)
 
 
 def _copies(register: int) -> Make:
