@@ -22,7 +22,7 @@
 #define PYVFIO_AT_LEAST 36 /* bytes of the shortest message with descriptors, SET_IRQS */
 #define PYVFIO_INBOX 65536 /* longer messages go the general way */
 #define PYVFIO_OUTBOX 65536
-#define PYVFIO_SAMPLE 64   /* replies after which it is looked whether more requests are there */
+#define PYVFIO_SAMPLE 64   /* requests after which it is looked whether more are there */
 #define PYVFIO_MOST 256    /* messages after which signals have their turn */
 #define PYVFIO_PATIENCE 10 /* milliseconds that a full socket is waited for */
 
@@ -265,6 +265,8 @@ static int serve_next(struct pyvfio_service *service)
         if (missing < 0 || serve_has_fds(service))
             return PYVFIO_OTHER;
         serve_make_room(service);
+        if (service->end)
+            service->batch = 1; /* a message has begun, so others may follow */
         if (service->batch && serve_receive_many(service) == PYVFIO_DONE)
             continue;
         service->batch = 0;
@@ -553,8 +555,11 @@ static int serve_carry_out(struct pyvfio_service *service)
     if ((serve_has_fds(service) && service->start == service->fds_at) ||
         (header.flags != PYVFIO_COMMAND && header.flags != PYVFIO_NO_REPLY))
         return PYVFIO_OTHER;
-    /* A client that posts sends on; another is asked now and then whether it has. */
-    if (++service->sample % PYVFIO_SAMPLE == 0)
+    /*
+     * A client that posts sends on; another is asked now and then whether it has.  One that reads
+     * need not be: what is received for a read would reach into the next message.
+     */
+    if (header.size >= PYVFIO_AT_LEAST && ++service->sample % PYVFIO_SAMPLE == 0)
         service->batch = 1;
     switch (header.command) {
     case PYVFIO_REGION_READ:
