@@ -147,7 +147,11 @@ class DMAMaps:
         sealed = fd is not None and _is_sealed(fd)
         start = 0 if memory is None else memory.address
         added = DMAMap(request.iova, request.size, flags, memory, start, sealed)
-        self._insert(added)
+        try:
+            self._insert(added)
+        except BaseException:  # there is no memory for one more
+            _mappings.give(0 if memory is None else 1)
+            raise
         try:
             self._observer.memory_mapped(added.iova, added.size, flags)
         except BaseException:

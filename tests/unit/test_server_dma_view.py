@@ -15,7 +15,7 @@ import pytest
 
 from pyvfio.errors import DMAError
 from pyvfio.memory import MemoryKind, SharedMemory
-from pyvfio.server import native_paths
+from pyvfio.server import dma_maps, native_paths
 from pyvfio.server.deferred import DeferredAnswers
 from pyvfio.server.dma_maps import DMAMaps
 from pyvfio.server.function import PCIFunction
@@ -146,6 +146,37 @@ def test_a_read_of_what_is_not_mapped_is_refused(
     with pytest.raises(DMAError) as caught:
         hosted.model.dma_read(address, size)
     assert caught.value.errno == errno.EFAULT
+
+
+def test_a_map_that_there_is_no_memory_for_is_as_if_it_had_not_been(
+    hosted: Hosted, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    before = dma_maps._mappings._used
+    with monkeypatch.context() as patch:
+        patch.setattr(hosted.maps.direct, "add", fail)
+        with pytest.raises(MemoryError):
+            hosted.map(memory.fd)
+    assert dma_maps._mappings._used == before
+    with pytest.raises(DMAError):
+        hosted.model.dma_read(IOVA, 8)
+    hosted.map(memory.fd)
+    assert hosted.model.dma_read(IOVA, 8) == memory.array[:8].tobytes()
+
+
+@pytest.mark.parametrize("address", [-1, 1 << 64, 1 << 70])
+def test_an_address_that_there_cannot_be_is_refused(
+    hosted: Hosted, memory: SharedMemory, address: int
+) -> None:
+    hosted.map(memory.fd)
+    with pytest.raises(DMAError, match="not all mapped"):
+        hosted.model.dma_read(address, 8)
+    with pytest.raises(DMAError, match="not all mapped"):
+        hosted.model.dma_read_into(address, bytearray(8))
+    with pytest.raises(DMAError, match="not all mapped"):
+        hosted.model.dma_write(address, bytes(8))
 
 
 def test_a_read_of_nothing_gives_nothing(hosted: Hosted) -> None:
