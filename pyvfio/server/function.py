@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from pyvfio.errors import DMAError
 from pyvfio.memory import ByteArray
@@ -43,6 +44,7 @@ from pyvfio.wire.messages import SetIRQs
 
 log = logging.getLogger(__name__)
 
+_Copied = TypeVar("_Copied")
 _from_buffer = ffi.from_buffer
 _BYTES = ffi.typeof("char[]")
 _LITTLE = 1 << 15
@@ -198,11 +200,7 @@ class PCIFunction:
                     return bytes(target)
             except OverflowError:
                 pass  # no such address, as is said below
-        gate = self._gate(address)
-        try:
-            return self._bus_master(address, size).read(address, size)
-        finally:
-            gate.leave()
+        return self._copy(address, size, lambda guest: guest.read(address, size))
 
     def dma_read_into(self, address: int, buffer: Buffer) -> None:
         """See :meth:`DeviceModel.dma_read_into`."""
@@ -215,11 +213,7 @@ class PCIFunction:
         except OverflowError:
             pass  # no such address, as is said below
         view = memoryview(buffer).cast("B")
-        gate = self._gate(address)
-        try:
-            self._bus_master(address, len(view)).read_into(address, view)
-        finally:
-            gate.leave()
+        self._copy(address, len(view), lambda guest: guest.read_into(address, view))
 
     def dma_write(self, address: int, data: Buffer) -> None:
         """See :meth:`DeviceModel.dma_write`."""
@@ -231,11 +225,7 @@ class PCIFunction:
             raise ValueError(f"no memory to copy from: {error}") from error
         except OverflowError:
             pass  # no such address, as is said below
-        gate = self._gate(address)
-        try:
-            self._bus_master(address, len(data)).write(address, data)
-        finally:
-            gate.leave()
+        self._copy(address, len(data), lambda guest: guest.write(address, data))
 
     @contextmanager
     def dma_view(self, address: int, size: int, writable: bool) -> Iterator[ByteArray]:
@@ -244,6 +234,14 @@ class PCIFunction:
         try:
             with self._bus_master(address, size).view(address, size, writable) as array:
                 yield array
+        finally:
+            gate.leave()
+
+    def _copy(self, address: int, size: int, copy: Callable[[GuestMemory], _Copied]) -> _Copied:
+        """What is not done in C."""
+        gate = self._gate(address)
+        try:
+            return copy(self._bus_master(address, size))
         finally:
             gate.leave()
 

@@ -209,6 +209,18 @@ def hosted(memory: SharedMemory) -> Iterator[Hosted]:
     hosted.function.close()
 
 
+def test_the_log_of_a_client_that_has_left_keeps_no_write_from_c(
+    hosted: Hosted, memory: SharedMemory
+) -> None:
+    direct = hosted.function.direct_dma
+    hosted.guest.log.start(PAGE, [])
+    assert not writes(direct, IOVA, b"a")
+    hosted.function.detach_client()
+    assert read(direct, IOVA, 1) is None
+    direct.add(IOVA, SIZE, memory.address, BOTH)
+    assert writes(direct, IOVA, b"a")
+
+
 def test_each_page_that_was_written_while_it_was_logged_is_reported(
     hosted: Hosted, memory: SharedMemory
 ) -> None:
