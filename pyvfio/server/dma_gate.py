@@ -58,7 +58,7 @@ class DMAGate:
         """DMA that comes from now on waits."""
         with self._changed:
             self.is_open = False
-        self._direct.stop(True)
+            self._direct.stop(True)
 
     def drain(self) -> None:
         """Wait for the DMA that is under way; whoever reaches for memory may take locks."""
@@ -70,7 +70,7 @@ class DMAGate:
         with self._changed:
             self.is_open = True
             self._changed.notify_all()
-        self._direct.stop(False)
+            self._direct.stop(False)
 
     def drop_waiting(self) -> None:
         """The device is reset, or was loaded: what has waited is of before."""
