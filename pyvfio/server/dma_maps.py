@@ -138,7 +138,7 @@ class DMAMaps:
 
         :raises OSError: EINVAL, EEXIST for an overlap, ENOSPC or EDQUOT beyond a quota, or what
             mmap says.
-        :raises Exception: the observer refused; the map is undone.
+        :raises Exception: the observer refused, or there is no memory; the map is undone.
         """
         _check_map(request)
         if self.inside(request.iova, request.iova + request.size):
@@ -147,12 +147,10 @@ class DMAMaps:
         sealed = fd is not None and _is_sealed(fd)
         start = 0 if memory is None else memory.address
         added = DMAMap(request.iova, request.size, flags, memory, start, sealed)
+        self._insert(added)
         try:
-            self._insert(added)
-        except BaseException:  # there is no memory for one more
-            _mappings.give(0 if memory is None else 1)
-            raise
-        try:
+            if memory is not None:
+                self.direct.add(added.iova, added.size, start, request.flags)
             self._observer.memory_mapped(added.iova, added.size, flags)
         except BaseException:
             self._remove([added])
@@ -213,8 +211,6 @@ class DMAMaps:
 
     def _insert(self, added: DMAMap) -> None:
         with self._lock:
-            if added.memory is not None:
-                self.direct.add(added.iova, added.size, added.start, int(added.flags))
             at = bisect_right(self._starts, added.iova)
             self._maps.insert(at, added)
             self._starts.insert(at, added.iova)
@@ -225,10 +221,11 @@ class DMAMaps:
         if not entries:
             return
         with self._lock:
+            # First: who is interrupted here leaves nothing there that is not here.
+            self.direct.remove(entries[0].iova, entries[-1].end - entries[0].iova)
             first = bisect_left(self._starts, entries[0].iova)
             del self._maps[first : first + len(entries)]
             del self._starts[first : first + len(entries)]
-            self.direct.remove(entries[0].iova, entries[-1].end - entries[0].iova)
             for entry in entries:
                 entry.gone = True
             # A copy ends by itself; a message may wait for a client that waits for us.
