@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -55,15 +56,9 @@ class BenchDevice(DeviceModel):
     def __init__(self) -> None:
         super().__init__()
         self._scratch = 0
-        self._address = 0
         self._shared = SharedMemory(COPY, MemoryKind.MEMFD)
         self._own = self._shared.array.data
-        self._copies: dict[int, Callable[[], object]] = {
-            TO_CLIENT: lambda: self.dma_write(self._address, self._own),
-            FROM_CLIENT: lambda: self.dma_read(self._address, COPY),
-            INTO_MODEL: lambda: self.dma_read_into(self._address, self._own),
-            VIEWED: self._copy_view,
-        }
+        self._copies: dict[int, Callable[[], object]] = {}
 
     def bar_read(self, bar: int, offset: int, width: int) -> int:
         """A register."""
@@ -80,14 +75,21 @@ class BenchDevice(DeviceModel):
         if offset == SCRATCH:
             self._scratch = value
         elif offset == ADDRESS:
-            self._address = value
+            # Without a function of ours between, which would be felt.
+            self._copies = {
+                TO_CLIENT: partial(self.dma_write, value, self._own),
+                FROM_CLIENT: partial(self.dma_read, value, COPY),
+                INTO_MODEL: partial(self.dma_read_into, value, self._own),
+                VIEWED: partial(self._copy_view, value),
+            }
 
-    def _copy_view(self) -> None:
-        with self.dma_view(self._address, COPY) as view:
+    def _copy_view(self, address: int) -> None:
+        with self.dma_view(address, COPY) as view:
             self._shared.array[:] = view
 
     def close(self) -> None:
         """Release the memory of the baseline."""
+        self._copies.clear()
         self._own.release()
         self._shared.release()
 

@@ -70,6 +70,7 @@ class PCIFunction:
         msix = MSIXState(model.msix) if model.msix else None
         self._interrupts = Interrupts(model, self._config, msix)
         self.direct_dma = self._config.direct_dma(native_paths.are_on())
+        self._read, self._write = self.direct_dma.read, self.direct_dma.write
         self._control = RunControl(
             model, lock=self._lock, interrupts=self._interrupts, direct=self.direct_dma
         )
@@ -196,7 +197,7 @@ class PCIFunction:
         if 0 < size <= _LITTLE:
             target = bytearray(size)
             try:
-                if not self.direct_dma.read(address, _from_buffer(target), size):
+                if not self._read(address, _from_buffer(target), size):
                     return bytes(target)
             except OverflowError:
                 pass  # no such address, as is said below
@@ -206,7 +207,7 @@ class PCIFunction:
         """See :meth:`DeviceModel.dma_read_into`."""
         try:
             target = _from_buffer(_BYTES, buffer, True)
-            if not self.direct_dma.read(address, target, len(target)):
+            if not self._read(address, target, len(target)):
                 return
         except BufferError as error:
             raise ValueError(f"no memory to copy to: {error}") from error
@@ -219,7 +220,7 @@ class PCIFunction:
         """See :meth:`DeviceModel.dma_write`."""
         try:
             source = _from_buffer(data)
-            if not self.direct_dma.write(address, source, len(source)):
+            if not self._write(address, source, len(source)):
                 return
         except BufferError as error:
             raise ValueError(f"no memory to copy from: {error}") from error
