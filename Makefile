@@ -7,6 +7,7 @@ JOBS   ?= 2
 # Not test_touches.py: it counts the accesses of the very instructions.
 SANITIZED := tests/unit/test_mmio.py tests/unit/test_native_messages.py \
 	tests/unit/test_register_program.py tests/unit/test_eventfd.py \
+	tests/unit/test_direct_dma.py tests/unit/test_server_dma_view.py \
 	tests/fault/test_exchange.py tests/fault/test_flow.py tests/fault/test_server_direct.py \
 	tests/conformance
 PYTEST := $(PYTHON) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
