@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from pyvfio.sorted_blocks import SortedBlocks
@@ -86,6 +87,60 @@ class IOVAAllocator:
         if before is not None and whole[0] <= before[1] == first - 1:
             first = before[0]
         self._free.put(first, last)
+
+    # Many together: first and last addresses, ascending and not overlapping
+
+    def are_free(self, firsts: Sequence[int], lasts: Sequence[int]) -> bool:
+        """Whether none of the addresses is in use."""
+        return all(
+            free is not None and lasts[end - 1] <= free[1]
+            for free, _, end in self._shares(firsts, lasts)
+        )
+
+    def take_all(self, firsts: Sequence[int], lasts: Sequence[int]) -> None:
+        """Mark free addresses as used."""
+        firsts, lasts = self._parted(firsts, lasts)
+        for free, begin, end in self._shares(firsts, lasts):
+            assert free is not None, "the caller checked that the addresses are free"
+            low, high = free
+            starts = [low, *(last + 1 for last in lasts[begin:end])]
+            ends = [*(first - 1 for first in firsts[begin:end]), high]
+            left = [at for at, start in enumerate(starts) if start <= ends[at]]
+            self._free.pop(low)
+            self._free.put_all([starts[at] for at in left], [ends[at] for at in left])
+
+    def give_all(self, firsts: Sequence[int], lasts: Sequence[int]) -> None:
+        """Mark used addresses as free; see :meth:`give`."""
+        for first, last in zip(*self._parted(firsts, lasts), strict=True):
+            self.give(first, last)
+
+    def _shares(
+        self, firsts: Sequence[int], lasts: Sequence[int]
+    ) -> Iterator[tuple[tuple[int, int] | None, int, int]]:
+        """In which free range some of them begin: (range or None, first of them, end)."""
+        begin = 0
+        while begin < len(firsts):
+            free = self._free.holder(firsts[begin], lasts[begin])
+            end = begin + 1 if free is None else bisect_right(firsts, free[1], begin)
+            yield free, begin, end
+            begin = end
+
+    def _parted(
+        self, firsts: Sequence[int], lasts: Sequence[int]
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """The same addresses, with none in one piece that lie in two of the ranges."""
+        if len(self._ranges) < 2:
+            return firsts, lasts
+        starts, ends = [], []
+        for first, last in zip(firsts, lasts, strict=True):
+            at = first
+            while (whole := self._ranges.floor(at)) is not None and whole[1] < last:
+                starts.append(at)
+                ends.append(whole[1])
+                at = whole[1] + 1
+            starts.append(at)
+            ends.append(last)
+        return starts, ends
 
 
 class _Ranges(SortedBlocks[int]):

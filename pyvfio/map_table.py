@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyvfio.iova import IOVAAllocator
 from pyvfio.sorted_blocks import SortedBlocks
@@ -13,9 +13,11 @@ from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.vectors import DMASource
 
 
-@dataclass(frozen=True, slots=True)
-class MapEntry:
-    """One entry of the map table: ``size`` bytes at ``offset`` of ``memory`` are at ``iova``."""
+class MapEntry(NamedTuple):
+    """One entry of the map table: ``size`` bytes at ``offset`` of ``memory`` are at ``iova``.
+
+    A tuple, since there may be very many and no other record is made as quickly.
+    """
 
     iova: int
     size: int
@@ -65,6 +67,18 @@ class SortedMaps:
     def remove(self, iova: int) -> None:
         """Take out the map that begins at an address."""
         self._maps.pop(iova)
+
+    def all_at(self, iovas: Sequence[int]) -> list[MapEntry | None]:
+        """The maps that begin at some addresses, which ascend."""
+        return self._maps.find_all(iovas)
+
+    def insert_all(self, iovas: Sequence[int], maps: Sequence[MapEntry]) -> None:
+        """Add maps, by ascending address."""
+        self._maps.put_all(iovas, maps)
+
+    def remove_all(self, iovas: Sequence[int]) -> None:
+        """Take out the maps that begin at some addresses, which ascend."""
+        self._maps.pop_all(iovas)
 
 
 class MapTable:
@@ -127,6 +141,33 @@ class MapTable:
             self._maps.remove(mapping.iova)
         if reuse:
             self._free.give(mapping.iova, mapping.last)
+
+    # Many together, by ascending address
+
+    def all_at(self, iovas: Sequence[int]) -> list[MapEntry | None]:
+        """The maps that begin at some addresses."""
+        return self._maps.all_at(iovas)
+
+    def are_free(self, iovas: Sequence[int], lasts: Sequence[int]) -> bool:
+        """As :meth:`is_free`, of ranges that do not overlap."""
+        return self._free.are_free(iovas, lasts)
+
+    def insert_all(
+        self, iovas: Sequence[int], maps: Sequence[MapEntry], runs: tuple[list[int], list[int]]
+    ) -> None:
+        """Add maps whose addresses are free.
+
+        :param runs: first and last addresses of what they are together.
+        """
+        with self.lock:
+            self._maps.insert_all(iovas, maps)
+        self._free.take_all(*runs)
+
+    def remove_all(self, iovas: Sequence[int], runs: tuple[list[int], list[int]]) -> None:
+        """Take maps out; their addresses are free again."""
+        with self.lock:
+            self._maps.remove_all(iovas)
+        self._free.give_all(*runs)
 
     def change_to(self, maps: SortedMaps, doubtful: Iterable[MapEntry]) -> None:
         """Have the table hold other maps.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -223,7 +222,7 @@ class DMAListener(MemoryListener):
                 self._refuse_translation(address, size, reason)
                 continue
             for new in self.pages.entries(piece):
-                yield replace(new, flags=new.flags & entry.permission)
+                yield new._replace(flags=new.flags & entry.permission)
 
     def _refuse_translation(self, address: int, size: int, reason: str) -> None:
         text = "%s: the guest's IOMMU maps %#x bytes at iova %#x, which cannot be mapped: %s"
@@ -294,11 +293,11 @@ def _without(entries: Iterable[MapEntry], first: int, end: int) -> list[MapEntry
     for entry in entries:
         below, behind = min(first, entry.last + 1), max(end, entry.iova)
         if entry.iova < below:
-            rest.append(replace(entry, size=below - entry.iova))
+            rest.append(entry._replace(size=below - entry.iova))
         if behind <= entry.last:
             skipped = behind - entry.iova
             size, offset = entry.size - skipped, entry.offset + skipped
-            rest.append(replace(entry, iova=behind, size=size, offset=offset))
+            rest.append(entry._replace(iova=behind, size=size, offset=offset))
     return rest
 
 

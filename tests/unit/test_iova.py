@@ -31,6 +31,7 @@ RANGES = [
     INTEL,
     [(0, 0xFFFF_FFFF)],
     [(0x1_0000, 0x1_FFFF), (0x2_0000, 0x2_7FFF), (0x1_0000_0000, 0x1_0000_3FFF)],
+    [(0, 0xFFF), (0x1000, 0x2FFF), (0x3000, 0x1_FFFF)],
     [(0, 0xFFF), (0xFFFF_FFFF_FFFF_0000, 0xFFFF_FFFF_FFFF_FFFF)],
 ]
 
@@ -96,10 +97,41 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.held.append((found, last))
         return found, last
 
+    @rule(
+        target=taken,
+        start=st.integers(0, 60),
+        steps=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=12),
+    )
+    def take_many(self, start: int, steps: list[Taken]) -> object:
+        at, wanted = self.ranges[0][0] + start * PAGE, []
+        for gap, pages in steps:
+            at += gap * PAGE
+            wanted.append((at, at + pages * PAGE - 1))
+            at += pages * PAGE
+        free = gaps(self.ranges, self.held)
+        can = all(
+            any(low <= first and last <= high for low, high in free) for first, last in wanted
+        )
+        firsts, lasts = zip(*wanted, strict=True)
+        assert self.allocator.are_free(firsts, lasts) == can
+        if not can:
+            return multiple()
+        self.allocator.take_all(*zip(*joined(wanted), strict=True))
+        self.held += wanted
+        return multiple(*wanted)
+
     @rule(entry=consumes(taken))
     def give(self, entry: Taken) -> None:
-        self.allocator.give(*entry)
-        self.held.remove(entry)
+        if entry in self.held:  # not given with others
+            self.allocator.give(*entry)
+            self.held.remove(entry)
+
+    @rule(part=st.integers(2, 4))
+    def give_many(self, part: int) -> None:
+        given = [entry for at, entry in enumerate(sorted(self.held)) if at % part]
+        if given:
+            self.allocator.give_all(*zip(*joined(given), strict=True))
+        self.held = [entry for entry in self.held if entry not in given]
 
     @invariant()
     def nothing_overlaps(self) -> None:
@@ -110,6 +142,17 @@ class AllocatorMachine(RuleBasedStateMachine):
         if hasattr(self, "allocator"):
             give_all(self.allocator, self.held)
             check_all_free(self.allocator, self.ranges)
+
+
+def joined(entries: list[Taken]) -> list[Taken]:
+    """Neighbours as one."""
+    found = entries[:1]
+    for first, last in entries[1:]:
+        if first == found[-1][1] + 1:
+            found[-1] = found[-1][0], last
+        else:
+            found.append((first, last))
+    return found
 
 
 def give_all(allocator: IOVAAllocator, held: list[Taken]) -> None:

@@ -25,10 +25,11 @@ class BlocksMachine(RuleBasedStateMachine):
         super().__init__()
         self.blocks = SortedBlocks[int](lambda _, value: value)
         self.held: dict[int, int] = {}
-        self.most, sorted_blocks.MOST = sorted_blocks.MOST, 4
+        self.limits = sorted_blocks.MOST, sorted_blocks.FEW
+        sorted_blocks.MOST, sorted_blocks.FEW = 4, 2
 
     def teardown(self) -> None:
-        sorted_blocks.MOST = self.most
+        sorted_blocks.MOST, sorted_blocks.FEW = self.limits
 
     @rule(key=KEYS, value=WEIGHTS)
     def put(self, key: int, value: int) -> None:
@@ -42,6 +43,24 @@ class BlocksMachine(RuleBasedStateMachine):
         else:
             with pytest.raises(KeyError):
                 self.blocks.pop(key)
+
+    @rule(entries=st.dictionaries(KEYS, WEIGHTS))
+    def put_all(self, entries: dict[int, int]) -> None:
+        keys = sorted(entries)
+        self.blocks.put_all(keys, [entries[key] for key in keys])
+        self.held |= entries
+
+    @rule(keys=st.sets(KEYS))
+    def find_all(self, keys: set[int]) -> None:
+        ordered = sorted(keys)
+        assert self.blocks.find_all(ordered) == [self.held.get(key) for key in ordered]
+
+    @rule(keys=st.sets(KEYS))
+    def pop_all(self, keys: set[int]) -> None:
+        there = sorted(keys & self.held.keys())
+        self.blocks.pop_all(there)
+        for key in there:
+            del self.held[key]
 
     @rule(key=st.integers(-1, 42))
     def floor(self, key: int) -> None:
@@ -63,6 +82,7 @@ class BlocksMachine(RuleBasedStateMachine):
     def all_are_there_in_order(self) -> None:
         assert len(self.blocks) == len(self.held)
         assert list(self.blocks) == [value for _, value in sorted(self.held.items())]
+        assert all(len(block.keys) <= sorted_blocks.MOST for block in self.blocks._blocks)
 
 
 TestBlocks = BlocksMachine.TestCase
@@ -77,3 +97,27 @@ def test_blocks_stay_short_and_become_few_again() -> None:
         blocks.pop(key * 7919 % 10_007)
     assert len(blocks._blocks) <= 2
     assert len(blocks) == 100
+
+
+@pytest.mark.parametrize("keys", [[5, 6, 7], [5, 9, 12]])
+def test_many_of_which_one_is_not_there_cannot_be_taken_out(
+    keys: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorted_blocks, "FEW", 2)
+    blocks = SortedBlocks[int]()
+    blocks.put_all([5, 7, 9], [0, 0, 0])
+    with pytest.raises(KeyError):
+        blocks.pop_all(keys)
+
+
+def test_blocks_stay_short_where_many_are_put_and_taken_together() -> None:
+    blocks = SortedBlocks[int]()
+    for first in range(7):
+        keys = list(range(first, 70_000, 7))
+        blocks.put_all(keys, keys)
+        assert max(len(block.keys) for block in blocks._blocks) <= sorted_blocks.MOST
+    assert list(blocks) == list(range(70_000))
+    for first in range(6):
+        blocks.pop_all(list(range(first, 70_000, 7)))
+    assert list(blocks) == list(range(6, 70_000, 7))
+    assert len(blocks._blocks) <= 4 * 10_000 // sorted_blocks.MOST
