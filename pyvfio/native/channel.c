@@ -108,27 +108,36 @@ static int pyvfio_would_wait(int number)
     return number == EAGAIN || number == EWOULDBLOCK || number == EINTR;
 }
 
-/* Send without waiting; `descriptor` is -1 for none, and goes with the first byte. */
+/* Room for one descriptor, which goes with the first byte of a message. */
+union pyvfio_control {
+    struct cmsghdr header;
+    char space[CMSG_SPACE(sizeof(int))];
+};
+
+static void pyvfio_attach(struct msghdr *message, union pyvfio_control *control, int descriptor)
+{
+    control->header = (struct cmsghdr){
+        .cmsg_len = CMSG_LEN(sizeof(int)),
+        .cmsg_level = SOL_SOCKET,
+        .cmsg_type = SCM_RIGHTS,
+    };
+    memcpy(CMSG_DATA(&control->header), &descriptor, sizeof(int));
+    message->msg_control = control;
+    message->msg_controllen = sizeof(*control);
+}
+
+/* Send without waiting; `descriptor` is -1 for none. */
 static int pyvfio_send(struct pyvfio_stream *stream, const void *data, size_t size, int descriptor)
 {
-    union {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-    } control;
     struct iovec part = {(void *)data, size};
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    union pyvfio_control control = {0};
     ssize_t count;
 
     if (descriptor < 0) {
         count = syscall(SYS_sendto, stream->fd, data, size, MSG_NOSIGNAL | MSG_DONTWAIT, NULL, 0);
     } else {
-        memset(&control, 0, sizeof(control));
-        message.msg_control = &control;
-        message.msg_controllen = sizeof(control);
-        control.header.cmsg_level = SOL_SOCKET;
-        control.header.cmsg_type = SCM_RIGHTS;
-        control.header.cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(&control.header), &descriptor, sizeof(int));
+        pyvfio_attach(&message, &control, descriptor);
         count = sendmsg(stream->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     }
     if (count < 0) {
@@ -479,23 +488,60 @@ static size_t pyvfio_reply_size(const struct pyvfio_item *item)
     return sizeof(struct pyvfio_header) + item->echo;
 }
 
-/* Send one request that has a descriptor, or as many as have none, at most `most`. */
+/* Requests that go with one sendmsg(2), and several of those that go with one sendmmsg(2). */
+#define PYVFIO_TOGETHER 64
+
+/*
+ * Send requests, at most `most`: those without descriptors in one piece, and each that has one in a
+ * piece of its own, since a descriptor goes with the first byte of a piece.  The kernel sends no
+ * further piece behind one that was not sent as a whole.
+ */
+static int pyvfio_send_pieces(struct pyvfio_stream *stream, const struct pyvfio_item *item,
+                              uint8_t *start, size_t most)
+{
+    struct mmsghdr pieces[PYVFIO_TOGETHER] = {0};
+    struct iovec parts[PYVFIO_TOGETHER];
+    union pyvfio_control controls[PYVFIO_TOGETHER] = {0};
+    size_t count = 0, whole = 0, at;
+    int sent;
+
+    for (at = 0; at < most; at++, start += item[at - 1].size) {
+        uint16_t id = pyvfio_take_id(stream);
+
+        memcpy(start, &id, sizeof(id));
+        if (at && item[at].fd < 0 && item[at - 1].fd < 0) {
+            parts[count - 1].iov_len += item[at].size;
+            continue;
+        }
+        parts[count] = (struct iovec){start, item[at].size};
+        pieces[count].msg_hdr.msg_iov = &parts[count];
+        pieces[count].msg_hdr.msg_iovlen = 1;
+        if (item[at].fd >= 0)
+            pyvfio_attach(&pieces[count].msg_hdr, &controls[count], item[at].fd);
+        count++;
+    }
+    if (count == 1)
+        return pyvfio_send(stream, parts[0].iov_base, parts[0].iov_len, item[0].fd);
+    sent = sendmmsg(stream->fd, pieces, (unsigned int)count, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent < 0) {
+        stream->error = pyvfio_would_wait(errno) ? 0 : errno;
+        return PYVFIO_UNSENT;
+    }
+    for (at = 0; at < (size_t)sent; at++) {
+        stream->sent += pieces[at].msg_len;
+        whole += pieces[at].msg_len == parts[at].iov_len;
+    }
+    return whole == count ? PYVFIO_DONE : PYVFIO_UNSENT;
+}
+
+/* Send some requests, and take note of how far that came. */
 static int pyvfio_send_some(struct pyvfio_stream *stream, struct pyvfio_flight *flight, size_t most)
 {
     const struct pyvfio_item *item = flight->items + stream->begun;
     uint64_t before = stream->sent, taken;
-    uint8_t *start = flight->next;
-    size_t size = 0, count = 0;
-    int status;
+    size_t count = most < PYVFIO_TOGETHER ? most : PYVFIO_TOGETHER;
+    int status = pyvfio_send_pieces(stream, item, flight->next, count);
 
-    do {
-        uint16_t id = pyvfio_take_id(stream);
-
-        memcpy(start + size, &id, sizeof(id));
-        size += item[count].size;
-        count++;
-    } while (count < most && item[0].fd < 0 && item[count].fd < 0);
-    status = pyvfio_send(stream, start, size, item[0].fd);
     for (taken = stream->sent - before; taken && count; count--, item++) {
         flight->owed += pyvfio_reply_size(item);
         stream->begun++;
@@ -507,6 +553,18 @@ static int pyvfio_send_some(struct pyvfio_stream *stream, struct pyvfio_flight *
         taken -= item->size;
     }
     return status;
+}
+
+/*
+ * Let some replies come before they are taken: the kernel makes some 50 microseconds of it.  A peer
+ * that sends each by itself wakes this thread with each, and that may cost more than to carry out
+ * the request.
+ */
+static void pyvfio_nap(void)
+{
+    struct timespec moment = {0, 1};
+
+    nanosleep(&moment, NULL);
 }
 
 /* Receive some replies; `got` bytes of one are left over from before. */
@@ -557,7 +615,7 @@ static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uin
     };
     uint64_t start = pyvfio_now();
     size_t got = 0;
-    int status = PYVFIO_DONE, filling = 1, sending = 1;
+    int status = PYVFIO_DONE, filling = 1, sending = 1, alone = 0, pays = 1;
 
     if (!pyvfio_claim_socket(stream->claims))
         return PYVFIO_BUSY;
@@ -582,8 +640,16 @@ static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uin
             break;
         else if (spent >= 2 * nanoseconds)
             status = PYVFIO_LATE;
-        else
+        else {
+            uint64_t answered = stream->answered;
+            int naps = alone && pays && waiting > window / 4;
+
+            if (naps)
+                pyvfio_nap();
             status = pyvfio_take_some(stream, &flight, &got);
+            alone = stream->answered - answered <= 1;
+            pays = pays && !(naps && alone);
+        }
     }
     stream->unread = (uint32_t)got;
     if (status == PYVFIO_DONE && stream->answered < count)
