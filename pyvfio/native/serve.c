@@ -55,6 +55,7 @@ struct pyvfio_service {
     uint64_t apart; /* bytes to come that may have descriptors */
     uint32_t sample;
     int batch;      /* more requests may be there already */
+    int crowded;    /* so it was when this was tried last */
 
     /* Handed over */
     struct pyvfio_header asked;
@@ -267,8 +268,10 @@ static int serve_next(struct pyvfio_service *service)
         serve_make_room(service);
         if (service->end)
             service->batch = 1; /* a message has begun, so others may follow */
-        if (service->batch && serve_receive_many(service) == PYVFIO_DONE)
+        if (service->batch && serve_receive_many(service) == PYVFIO_DONE) {
+            service->crowded = 1;
             continue;
+        }
         service->batch = 0;
         status = serve_flush(service);
         if (status == PYVFIO_DONE)
@@ -276,6 +279,9 @@ static int serve_next(struct pyvfio_service *service)
                                       : serve_receive(service, (size_t)missing, 0);
         if (status != PYVFIO_DONE)
             return status;
+        /* A client that had several under way has so again. */
+        service->batch = service->crowded;
+        service->crowded = 0;
     }
 }
 
