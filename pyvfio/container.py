@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import errno
-import os
-import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, cast, overload
 
+import numpy.typing as npt
+
 from pyvfio.device_access import DeviceAccess
 from pyvfio.dirty import DirtyTracker
 from pyvfio.dirty_bitmap import DirtyBitmap
-from pyvfio.dma_batch import Batch, Operation
+from pyvfio.dma_batch import Batch, FailedOperation
+from pyvfio.dma_ranges import DMARanges
 from pyvfio.errors import (
     ConnectionLost,
     DeviceClosed,
@@ -25,15 +26,14 @@ from pyvfio.errors import (
     VFIOTimeout,
     operation_error,
 )
+from pyvfio.map_checks import MapChecks
 from pyvfio.map_table import MapEntry, MapTable
 from pyvfio.memory import DMABuffer, MemoryKind, SharedMemory
 from pyvfio.uapi.layout import Buffer
 from pyvfio.uapi.vfio import DMAMapFlags
-from pyvfio.vectors import ContainerIO, DMASource
+from pyvfio.vectors import BatchFailure, ContainerIO, DMASource
 
 READ_WRITE = DMAMapFlags.READ | DMAMapFlags.WRITE
-ALIGNED_TRIES = 64
-"""Free ranges of a buffer's size that are looked at for a better alignment than a page's."""
 
 
 class Container:
@@ -53,6 +53,7 @@ class Container:
         self._uri = uri
         self._change = threading.RLock()
         self._maps = MapTable(io.iova_ranges)
+        self._checks = MapChecks(self._maps, lambda: self._io, uri)
         self._access = DeviceAccess(self._maps, uri)
         self.dirty = DirtyTracker(self, self._maps, self._access, lambda: self._io)
         self._batch: Batch | None = None
@@ -80,8 +81,7 @@ class Container:
     @property
     def page_size(self) -> int:
         """Smallest size and alignment in bytes that can be mapped."""
-        sizes = self._io.page_sizes
-        return sizes & -sizes
+        return self._checks.page_size
 
     @property
     def iova_ranges(self) -> list[tuple[int, int]]:
@@ -156,18 +156,17 @@ class Container:
         with self._change:
             self._check_open(iova, size)
             if iova is None:
-                iova = self._find(size, address_bits)
-            self._check_new(iova, size, offset, address_bits)
-            self._check_memory(memory, iova, size, offset)
+                iova = self._checks.find(size, address_bits)
+            self._checks.check_new(memory, iova, size, offset, address_bits)
             mapping = MapEntry(iova, size, memory, offset, flags)
-            operation = Operation(mapping, is_map=True)
             self._maps.insert(mapping)  # before the server knows it, which may use it at once
             try:
                 self._io.dma_map(iova, size, memory, offset, flags)
             except BaseException as error:
-                self._refused(operation, error)
+                self._refused(mapping, True, error)
             else:
-                self._accepted(operation)
+                if self._batch is not None:
+                    self._batch.sent(mapping, True)
             return iova
 
     @overload
@@ -186,7 +185,7 @@ class Container:
         """
         with self._change:
             self._check_open(iova, size)
-            mapping = self._exact(iova, size)
+            mapping = self._checks.exact(iova, size)
             if dirty:
                 self.check_no_batch("unmap(dirty=True)")
                 return self.dirty.unmap(mapping, self._unmap)
@@ -194,15 +193,120 @@ class Container:
             return None
 
     def _unmap(self, mapping: MapEntry, unmap: Callable[[int, int], None]) -> None:
-        operation = Operation(mapping, is_map=False)
         if self._batch is not None:
             self._maps.remove(mapping)  # what follows in the batch may map the addresses
         try:
             unmap(mapping.iova, mapping.size)
         except BaseException as error:
-            self._refused(operation, error)
+            self._refused(mapping, False, error)
         else:
-            self._accepted(operation)
+            if self._batch is not None:
+                self._batch.sent(mapping, False)
+            else:
+                self._unanswered.discard(mapping.iova)
+                self._maps.remove(mapping)
+
+    # Many in a call
+
+    def map_many(
+        self,
+        memory: DMASource,
+        iovas: npt.ArrayLike,
+        offsets: npt.ArrayLike,
+        sizes: npt.ArrayLike,
+        *,
+        address_bits: int = 64,
+        flags: DMAMapFlags = READ_WRITE,
+    ) -> None:
+        """Let the device reach many parts of memory of the caller: as many :meth:`map`, in a batch.
+
+        That is one of its own, or the :meth:`batch` around it.
+
+        :param memory: as for :meth:`map`.
+        :param iovas: where the device shall find each part.
+        :param offsets: first byte of each.
+        :param sizes: bytes of each; one number for all, and so with the others.
+        :raises DMAError: one of them cannot be mapped, as :meth:`map` says; nothing was asked for.
+        :raises DMABatchError: the backend refused some; the others are mapped.  Within a batch,
+            that tells it.
+        :raises ValueError: not integers, or not as many of each.
+        """
+        ranges = DMARanges(iovas, sizes, offsets)
+        with self.batch():
+            self._checks.check_all_new(memory, ranges, address_bits)
+            entries = ranges.entries(memory, flags)
+            self._maps.insert_all(ranges.firsts, ranges.in_order(entries), ranges.runs())
+            self._ask_all(
+                entries,
+                True,
+                lambda: self._io.dma_map_many(
+                    memory, ranges.iovas, ranges.offsets, ranges.sizes, flags
+                ),
+                lambda entry: self._io.dma_map(entry.iova, entry.size, memory, entry.offset, flags),
+            )
+
+    def unmap_many(self, iovas: npt.ArrayLike, sizes: npt.ArrayLike) -> None:
+        """Take back exactly what as many maps gave: as many :meth:`unmap`, in a batch.
+
+        :param iovas: where each begins.
+        :param sizes: bytes of each; one number for all.
+        :raises DMAError: no such map; nothing was unmapped.
+        :raises DMABatchError: the backend refused some, which stay mapped; the others are unmapped.
+            Within a batch, that tells it.
+        :raises ValueError: not integers, or not as many of each.
+        """
+        ranges = DMARanges(iovas, sizes)
+        with self.batch():
+            entries = self._checks.all_exact(ranges)
+            self._maps.remove_all(ranges.firsts, ranges.runs())
+            self._ask_all(
+                entries,
+                False,
+                lambda: self._io.dma_unmap_many(ranges.iovas, ranges.sizes),
+                lambda entry: self._io.dma_unmap(entry.iova, entry.size),
+            )
+
+    def _ask_all(
+        self,
+        entries: Sequence[MapEntry],
+        is_map: bool,
+        together: Callable[[], bool],
+        single: Callable[[MapEntry], None],
+    ) -> None:
+        """Have the backend map or unmap what the table says already."""
+        batch = self._batch
+        assert batch is not None
+        before = len(batch)
+        try:
+            for entry in () if self._taken_together(entries, is_map, together) else entries:
+                try:
+                    single(entry)
+                except OSError as error:
+                    batch.refused(entry, is_map, error)
+                else:
+                    batch.sent(entry, is_map)
+        except BaseException:  # what was not asked for is as it was
+            for entry in entries[len(batch) - before :]:
+                if is_map:
+                    self._maps.remove(entry)
+                else:
+                    self._maps.insert(entry)
+            raise
+
+    def _taken_together(
+        self, entries: Sequence[MapEntry], is_map: bool, together: Callable[[], bool]
+    ) -> bool:
+        batch = self._batch
+        assert batch is not None
+        try:
+            taken = together()
+        except OSError as error:
+            for entry in entries:
+                batch.refused(entry, is_map, error)
+            return True
+        if taken:
+            batch.all_sent(entries, is_map)
+        return taken
 
     def unmap_all(self) -> None:
         """Take back every map at once; buffers of :meth:`alloc` are released.
@@ -289,24 +393,23 @@ class Container:
             failures = self._io.commit()
         except BaseException as raised:  # a signal handler's; the table must be right all the same
             interrupt, failures = raised, self._io.commit()
-        batch.settle(failures)
-        error = self._result_of(batch)
+        error = self._result_of(batch, failures)
         if interrupt is not None:
             raise interrupt
         return error
 
-    def _result_of(self, batch: Batch) -> VFIOError | None:
+    def _result_of(self, batch: Batch, failures: Sequence[BatchFailure]) -> VFIOError | None:
         if self._closed:
             return None
-        failed = [op for op in batch.operations if op.error and not self._was_unmapped(op)]
+        failed = [op for op in batch.settle(failures) if not self._was_unmapped(op)]
         self._keep_what_is_mapped(batch, failed)
         for buffer in batch.retired():
             if not buffer.open:
                 buffer.release()
         errors = [self._failure(operation) for operation in failed]
-        return self._batch_error(errors, len(batch.operations)) if errors else None
+        return self._batch_error(errors, len(batch)) if errors else None
 
-    def _keep_what_is_mapped(self, batch: Batch, failed: Sequence[Operation]) -> None:
+    def _keep_what_is_mapped(self, batch: Batch, failed: Sequence[FailedOperation]) -> None:
         """Have table and buffers say what a batch has left of which some operations failed."""
         if not failed:
             return
@@ -349,11 +452,11 @@ class Container:
             io.begin()
             try:
                 self._map_all(batch)
-                batch.settle(io.commit())
+                failures = io.commit()
             except BaseException:  # a signal handler's; nothing is left under way
                 io.commit()
                 raise
-            failed = [operation for operation in batch.operations if operation.error]
+            failed = batch.settle(failures)
             errors = tuple(self._failure(operation) for operation in failed)
             for found in errors:
                 if isinstance(found, ConnectionLost):
@@ -364,30 +467,22 @@ class Container:
 
     def _map_all(self, batch: Batch) -> None:
         for entry in self.mappings:
-            operation = Operation(entry, is_map=True)
             try:
                 self._io.dma_map(entry.iova, entry.size, entry.memory, entry.offset, entry.flags)
             except (OSError, DeviceClosed) as error:  # memory of a device that is gone, too
-                batch.refused(operation, error)
+                batch.refused(entry, True, error)
             else:
-                batch.sent(operation)
+                batch.sent(entry, True)
 
     # What became of an operation
 
-    def _accepted(self, operation: Operation) -> None:
-        if self._batch is not None:
-            self._batch.sent(operation)
-        elif not operation.is_map:
-            self._unanswered.discard(operation.mapping.iova)
-            self._maps.remove(operation.mapping)
-
-    def _refused(self, operation: Operation, error: BaseException) -> None:
+    def _refused(self, mapping: MapEntry, is_map: bool, error: BaseException) -> None:
         """The backend raised: tell now, or at the end of the batch."""
-        mapping, operation.error = operation.mapping, error
         if self._batch is not None and isinstance(error, OSError):
-            self._batch.refused(operation, error)
+            self._batch.refused(mapping, is_map, error)
             return
-        if operation.is_map:
+        operation = FailedOperation(mapping, is_map, error)
+        if is_map:
             # A server that did not answer in time may map it yet: the address stays taken.
             self._maps.remove(mapping, reuse=not operation.unanswered)
         elif self._batch is not None:
@@ -399,7 +494,7 @@ class Container:
         else:
             raise self._failure(operation) from error
 
-    def _was_unmapped(self, operation: Operation) -> bool:
+    def _was_unmapped(self, operation: FailedOperation) -> bool:
         """Whether nothing is mapped after an unmap, in spite of its error."""
         error, iova = operation.error, operation.mapping.iova
         if operation.is_map:
@@ -415,7 +510,7 @@ class Container:
             self._unanswered.discard(iova)
         return gone
 
-    def _failure(self, operation: Operation) -> VFIOError:
+    def _failure(self, operation: FailedOperation) -> VFIOError:
         error, mapping = operation.error, operation.mapping
         if not isinstance(error, OSError):
             assert isinstance(error, VFIOError)
@@ -436,71 +531,10 @@ class Container:
         """Write mapped memory for the device; raises as :class:`DeviceAccess` does."""
         self._access.write(iova, data)
 
-    def _exact(self, iova: int, size: int) -> MapEntry:
-        mapping = self._maps.holder(iova)
-        if mapping is None or (mapping.iova, mapping.size) != (iova, size):
-            raise self._refuse("unmap", iova, size, errno.ENOENT, "not mapped as such")
-        return mapping
-
-    # Checks
-
-    def _find(self, size: int, address_bits: int) -> int:
-        # A buffer of whole huge pages is put where the IOMMU can use huge pages as well.
-        alignment = max(self.page_size, min(1 << (size.bit_length() - 1), 1 << 30))
-        found = self._maps.find(size, alignment, address_bits, ALIGNED_TRIES)
-        if found is None:
-            found = self._maps.find(size, self.page_size, address_bits)
-        if found is None:
-            reason = f"no {size} bytes are free below 2^{address_bits}"
-            raise self._refuse("map", None, size, errno.ENOSPC, reason)
-        return found
-
-    def _check_new(self, iova: int, size: int, offset: int, address_bits: int) -> None:
-        page = self.page_size
-        if size <= 0 or iova % page or size % page or offset % page or offset < 0:
-            reason = f"address, size and offset must be multiples of {page} bytes"
-            raise self._refuse("map", iova, size, errno.EINVAL, reason)
-        last = iova + size - 1
-        if last >> address_bits:
-            reason = f"beyond the device's {address_bits} address bits"
-            raise self._refuse("map", iova, size, errno.EINVAL, reason)
-        if not self._maps.allowed(iova, last):
-            ranges = ", ".join(f"{low:#x}-{high:#x}" for low, high in self._io.iova_ranges)
-            reason = f"outside of the addresses that can be mapped ({ranges})"
-            raise self._refuse("map", iova, size, errno.EINVAL, reason)
-        other = self._maps.overlapping(iova, last)
-        if other is not None:
-            reason = f"overlaps the map at {other.iova:#x}, {other.size} bytes"
-            raise self._refuse("map", iova, size, errno.EEXIST, reason)
-        if not self._maps.is_free(iova, last):
-            reason = "an earlier map of these addresses was not answered, and may yet be made"
-            raise self._refuse("map", iova, size, errno.EBUSY, reason)
-        if len(self._maps) >= self._io.max_maps:
-            reason = f"all {self._io.max_maps} maps are in use"
-            raise self._refuse("map", iova, size, errno.ENOSPC, reason)
-
-    def _check_memory(self, memory: DMASource, iova: int, size: int, offset: int) -> None:
-        """What is behind the memory would be reached by the device as well."""
-        available = _size_of(memory)
-        if available is not None and offset + size > available:
-            reason = f"the memory has {available} bytes, {offset + size} are asked for"
-            raise self._refuse("map", iova, size, errno.EINVAL, reason)
-
     def _check_open(self, iova: int | None, size: int) -> None:
         if self._closed:
             where = "dma" if iova is None else f"dma at iova {iova:#x}"
             raise DeviceClosed(f"closed ({size} bytes)", op=where, uri=self._uri)
-
-    def _refuse(self, verb: str, iova: int | None, size: int, number: int, reason: str) -> DMAError:
-        where = "" if iova is None else f" at iova {iova:#x}"
-        return DMAError(
-            reason,
-            iova=iova,
-            size=size,
-            op=f"dma {verb} of {size} bytes{where}",
-            uri=self._uri,
-            errno=number,
-        )
 
     # Life
 
@@ -525,15 +559,3 @@ class Container:
                 ResourceWarning,
                 stacklevel=2,
             )
-
-
-def _size_of(memory: DMASource) -> int | None:
-    """Bytes that there are; None where neither the memory nor its file tells."""
-    size = getattr(memory, "size", None)
-    if isinstance(size, int):
-        return size
-    try:
-        status = os.fstat(memory.fd)
-    except OSError:
-        return None  # no descriptor: the owner vouches for the address
-    return status.st_size if stat.S_ISREG(status.st_mode) else None

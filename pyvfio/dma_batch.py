@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from pyvfio.errors import VFIOTimeout
 from pyvfio.map_table import MapEntry, SortedMaps
@@ -12,18 +13,17 @@ from pyvfio.memory import DMABuffer
 from pyvfio.vectors import BatchFailure
 
 
-@dataclass(slots=True, eq=False)
-class Operation:
-    """One map or unmap.
+@dataclass(frozen=True, slots=True)
+class FailedOperation:
+    """A map or unmap that was not carried out, as far as its error tells.
 
-    :ivar error: why it was not carried out; None while nothing else is known.
-    :ivar buffer: what is released when an unmap is through.
+    :ivar position: which of its batch, from 0.
     """
 
     mapping: MapEntry
     is_map: bool
-    error: BaseException | None = None
-    buffer: DMABuffer | None = None
+    error: BaseException
+    position: int = 0
 
     @property
     def verb(self) -> str:
@@ -40,33 +40,46 @@ class Batch:
     """The operations of a batch, in their order."""
 
     def __init__(self) -> None:
-        self.operations: list[Operation] = []
-        self._sent: list[Operation] = []
+        self._asked: list[tuple[MapEntry, bool]] = []
+        self._refused: dict[int, Exception] = {}
+        self._buffers: dict[int, DMABuffer] = {}
 
-    def sent(self, operation: Operation) -> None:
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def sent(self, mapping: MapEntry, is_map: bool) -> None:
         """The backend has taken an operation."""
-        self.operations.append(operation)
-        self._sent.append(operation)
+        self._asked.append((mapping, is_map))
 
-    def refused(self, operation: Operation, error: Exception) -> None:
+    def all_sent(self, mappings: Iterable[MapEntry], is_map: bool) -> None:
+        """The backend has taken many operations."""
+        self._asked.extend(zip(mappings, repeat(is_map)))
+
+    def refused(self, mapping: MapEntry, is_map: bool, error: Exception) -> None:
         """The backend refused an operation at once."""
-        operation.error = error
-        self.operations.append(operation)
+        self._refused[len(self._asked)] = error
+        self._asked.append((mapping, is_map))
 
     def retire(self, buffer: DMABuffer) -> None:
         """Release a buffer when the unmap that was asked for last is through."""
-        self.operations[-1].buffer = buffer
+        self._buffers[len(self._asked) - 1] = buffer
 
-    def retired(self) -> Iterator[DMABuffer]:
+    def retired(self) -> Collection[DMABuffer]:
         """The buffers that were closed."""
-        return (entry.buffer for entry in self.operations if entry.buffer is not None)
+        return self._buffers.values()
 
-    def settle(self, failures: Sequence[BatchFailure]) -> None:
-        """What the backend says at the end."""
-        for failure in failures:
-            self._sent[failure.position].error = failure.error
+    def settle(self, failures: Sequence[BatchFailure]) -> list[FailedOperation]:
+        """What was not carried out, in order.
 
-    def left(self, table: Iterable[MapEntry], failed: Iterable[Operation]) -> SortedMaps:
+        :param failures: what the backend says at the end.
+        """
+        errors = dict(self._refused)
+        if failures:
+            sent = [at for at in range(len(self._asked)) if at not in self._refused]
+            errors.update((sent[failure.position], failure.error) for failure in failures)
+        return [FailedOperation(*self._asked[at], errors[at], at) for at in sorted(errors)]
+
+    def left(self, table: Iterable[MapEntry], failed: Iterable[FailedOperation]) -> SortedMaps:
         """What is mapped after all operations but those that failed.
 
         :param table: what would be, if none of them had.
@@ -76,25 +89,24 @@ class Batch:
         it has taken, was carried out all the same.
         """
         left = SortedMaps(table)
-        for operation in reversed(self.operations):
-            _undo(left, operation)
-        skipped = set(failed)
-        for operation in self.operations:
-            if operation not in skipped:
-                _carry_out(left, operation)
+        for mapping, is_map in reversed(self._asked):
+            _undo(left, mapping, is_map)
+        skipped = {operation.position for operation in failed}
+        for position, (mapping, is_map) in enumerate(self._asked):
+            if position not in skipped:
+                _carry_out(left, mapping, is_map)
         return left
 
 
-def _undo(maps: SortedMaps, operation: Operation) -> None:
-    if operation.is_map:
-        maps.remove(operation.mapping.iova)
+def _undo(maps: SortedMaps, mapping: MapEntry, is_map: bool) -> None:
+    if is_map:
+        maps.remove(mapping.iova)
     else:
-        maps.insert(operation.mapping)
+        maps.insert(mapping)
 
 
-def _carry_out(maps: SortedMaps, operation: Operation) -> None:
-    mapping = operation.mapping
-    if not operation.is_map:
+def _carry_out(maps: SortedMaps, mapping: MapEntry, is_map: bool) -> None:
+    if not is_map:
         if maps.at(mapping.iova) is not None:
             maps.remove(mapping.iova)
         return

@@ -510,6 +510,26 @@ class ContainerIO(ABC):
     def dma_unmap_all(self) -> None:
         """Take away every map."""
 
+    # Many at one time; optional
+
+    def dma_map_many(
+        self,
+        memory: DMASource,
+        iovas: npt.NDArray[np.uint64],
+        offsets: npt.NDArray[np.uint64],
+        sizes: npt.NDArray[np.uint64],
+        flags: DMAMapFlags,
+    ) -> bool:
+        """As many :meth:`dma_map`, all of them or, where it raises, none; after :meth:`begin`.
+
+        :returns: False where there is no such thing.
+        """
+        return False
+
+    def dma_unmap_many(self, iovas: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64]) -> bool:
+        """As many :meth:`dma_unmap`; see :meth:`dma_map_many`."""
+        return False
+
     # Dirty pages; optional, all of it
 
     @property

@@ -15,6 +15,7 @@ from pyvfio.memory import MemoryKind, SharedMemory
 
 IOVA = 1 << 32
 MANY_MAPS = 60_000
+TOGETHER, FEWER_TOGETHER = 10_000, 1_000
 SOME_VECTORS = 256
 
 
@@ -28,6 +29,14 @@ def growth() -> Iterator[Row]:
         _many_maps,
         Target(0.95),
         segments=1,
+    )
+    yield Row(
+        "commit",
+        "growth",
+        f"each DMA map of {TOGETHER:,} in a commit",
+        f"of {FEWER_TOGETHER:,}",
+        _commits,
+        Target(1.2, cost=True),
     )
     yield Row(
         "vectors",
@@ -53,6 +62,19 @@ def _many_maps(peers: Peers) -> Iterator[Pair]:
             for page in range(MANY_MAPS):
                 full.dma.map(memory, iova=IOVA + 2 * PAGE * page)
         yield Pair(sides.read32(full, place), sides.read32(empty, place))
+
+
+@contextmanager
+def _commits(peers: Peers) -> Iterator[Pair]:
+    with (
+        SharedMemory(TOGETHER * PAGE, MemoryKind.MEMFD) as memory,
+        peers.open(Kind.OURS, 0) as many,
+        peers.open(Kind.OURS, 1) as fewer,
+    ):
+        yield Pair(
+            sides.map_many(many, memory, IOVA, TOGETHER),
+            sides.map_many(fewer, memory, IOVA, FEWER_TOGETHER),
+        )
 
 
 @contextmanager

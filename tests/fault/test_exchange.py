@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 import threading
 import time
@@ -39,6 +40,10 @@ from tests.support import eventually, in_threads, run_program
 pytestmark = pytest.mark.usefixtures("way")
 
 VALUE = 0x1234_5678
+PAGE = 4096
+MANY = 200
+IOVAS = [0x10000 + PAGE * number for number in range(MANY)]
+OFFSETS = [PAGE * number for number in range(MANY)]
 TIMEOUT = 0.5
 SLOW = 3 * PATIENCE
 Use: TypeAlias = Callable[[BAR], object]
@@ -588,3 +593,112 @@ def test_a_batch_whose_reply_brings_descriptors_is_told_so(
             device.dma.map(memory)
     memory.close()
     assert len(caught.value.failures) == 3
+
+
+def test_many_maps_and_unmaps_go_as_they_were_asked_for(
+    server: RawServer, device: PCIDevice
+) -> None:
+    server.seen.clear()
+    iovas = [0x30000, 0x10000, 0x20000]
+    with pyvfio.SharedMemory(3 * PAGE) as memory, device.dma.batch():
+        device.dma.map_many(memory, iovas, [PAGE, 0, 2 * PAGE], PAGE)
+        device.dma.unmap_many(iovas[:2], PAGE)
+        device.dma.map(memory, iova=0x10000, size=PAGE)
+        device.dma.unmap(0x20000, PAGE)
+    assert [(m.command, m.payload, len(m.fds)) for m in server.seen] == [
+        (raw.DMA_MAP, raw.dma_map(0x30000, PAGE, offset=PAGE), 1),
+        (raw.DMA_MAP, raw.dma_map(0x10000, PAGE), 1),
+        (raw.DMA_MAP, raw.dma_map(0x20000, PAGE, offset=2 * PAGE), 1),
+        (raw.DMA_UNMAP, raw.dma_unmap(0x30000, PAGE), 0),
+        (raw.DMA_UNMAP, raw.dma_unmap(0x10000, PAGE), 0),
+        (raw.DMA_MAP, raw.dma_map(0x10000, PAGE), 1),
+        (raw.DMA_UNMAP, raw.dma_unmap(0x20000, PAGE), 0),
+    ]
+    assert [entry.iova for entry in device.dma.mappings] == [0x10000]
+
+
+def test_no_descriptor_goes_with_many_maps_in_secure_dma(server: RawServer) -> None:
+    with (
+        pyvfio.open(server.uri, secure_dma=True) as device,
+        pyvfio.SharedMemory(2 * PAGE) as memory,
+    ):
+        server.seen.clear()
+        device.dma.map_many(memory, [0x10000, 0x20000], [0, PAGE], PAGE)
+        assert [(m.payload, m.fds) for m in server.seen] == [
+            (raw.dma_map(iova, PAGE, offset=0), ()) for iova in (0x10000, 0x20000)
+        ]
+
+
+@pytest.mark.parametrize("room", [4608, 1 << 16])
+def test_many_maps_go_through_a_socket_that_takes_few_at_a_time(
+    server: RawServer, device: PCIDevice, room: int
+) -> None:
+    channel = device.base.device_io._channel  # type: ignore[attr-defined]
+    channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room // 2)
+
+    def slowly(message: Message) -> None:
+        time.sleep(0.0005)
+        server.serve(message)
+
+    server.handlers[raw.DMA_MAP] = slowly
+    server.seen.clear()
+    with pyvfio.SharedMemory(MANY * PAGE) as memory:
+        device.dma.map_many(memory, IOVAS, OFFSETS, PAGE)
+        device.dma.unmap_many(IOVAS[::2], PAGE)
+    expected = [raw.dma_map(iova, PAGE, offset=at) for iova, at in zip(IOVAS, OFFSETS, strict=True)]
+    assert [m.payload for m in server.seen[:MANY]] == expected
+    assert [len(m.fds) for m in server.seen] == MANY * [1] + MANY // 2 * [0]
+    assert [entry.iova for entry in device.dma.mappings] == IOVAS[1::2]
+
+
+def test_of_many_maps_each_that_is_refused_is_told(server: RawServer, device: PCIDevice) -> None:
+    refused = IOVAS[::7]
+
+    def refuse_some(message: Message) -> None:
+        if message.words("IIQQQ")[3] in refused:
+            server.peer.send(raw.refusal(message, errno.ENOSPC))
+        else:
+            server.serve(message)
+
+    server.handlers[raw.DMA_MAP] = refuse_some
+    with pyvfio.SharedMemory(MANY * PAGE) as memory, pytest.raises(DMABatchError) as caught:
+        device.dma.map_many(memory, IOVAS, OFFSETS, PAGE)
+    assert [getattr(failure, "iova", None) for failure in caught.value.failures] == refused
+    assert {entry.iova for entry in device.dma.mappings} == set(IOVAS) - set(refused)
+
+
+def test_many_maps_that_are_not_answered_end_in_one_time_out(server: RawServer) -> None:
+    asked: list[Message] = []
+
+    def hold(message: Message) -> None:
+        asked.append(message)
+        if len(asked) < MANY // 2:
+            server.serve(message)
+
+    server.handlers[raw.DMA_MAP] = hold
+    with (
+        pyvfio.open(server.uri, timeout=TIMEOUT) as device,
+        pyvfio.SharedMemory(MANY * PAGE) as memory,
+    ):
+        with pytest.raises(DMABatchError) as caught:
+            device.dma.map_many(memory, IOVAS, OFFSETS, PAGE)
+        failures = caught.value.failures
+        assert all(isinstance(failure, VFIOTimeout) for failure in failures)
+        assert len(failures) == MANY - MANY // 2 + 1
+        assert [entry.iova for entry in device.dma.mappings] == IOVAS[: MANY // 2 - 1]
+        assert len(asked) < MANY
+
+
+def test_many_maps_end_with_the_connection(server: RawServer, device: PCIDevice) -> None:
+    asked: list[Message] = []
+
+    def leave(message: Message) -> None:
+        asked.append(message)
+        if len(asked) < MANY // 2:
+            server.serve(message)
+        else:
+            server.hang_up()
+
+    server.handlers[raw.DMA_MAP] = leave
+    with pyvfio.SharedMemory(MANY * PAGE) as memory, pytest.raises(ConnectionLost, match="batch"):
+        device.dma.map_many(memory, IOVAS, OFFSETS, PAGE)

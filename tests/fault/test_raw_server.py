@@ -209,9 +209,8 @@ def test_maps_of_a_batch_do_not_wait_for_each_other(server: RawServer, device: P
     assert len(device.dma.mappings) == 2 * WINDOW
 
 
-def test_a_descriptor_may_be_closed_when_its_map_is_in_a_batch(
-    server: RawServer, device: PCIDevice
-) -> None:
+def note_inodes(server: RawServer) -> list[int]:
+    """Of the files that are mapped from now on."""
     inodes: list[int] = []
 
     def note(message: Message) -> None:
@@ -219,6 +218,26 @@ def test_a_descriptor_may_be_closed_when_its_map_is_in_a_batch(
         server.serve(message)
 
     server.handlers[raw.DMA_MAP] = note
+    return inodes
+
+
+def test_a_descriptor_may_be_closed_when_many_maps_of_it_are_in_a_batch(
+    server: RawServer, device: PCIDevice
+) -> None:
+    inodes = note_inodes(server)
+    memory = pyvfio.SharedMemory(BATCH * PAGE)
+    inode = os.fstat(memory.fd).st_ino
+    offsets = [PAGE * page for page in range(BATCH)]
+    with device.dma.batch():
+        device.dma.map_many(memory, [0x10000 + offset for offset in offsets], offsets, PAGE)
+        memory.close()
+    assert inodes == BATCH * [inode]
+
+
+def test_a_descriptor_may_be_closed_when_its_map_is_in_a_batch(
+    server: RawServer, device: PCIDevice
+) -> None:
+    inodes = note_inodes(server)
     expected = []
     with device.dma.batch():
         for _ in range(BATCH):

@@ -7,6 +7,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ BASE = 0x10_0000
 class FakeIO(ContainerIO):
     """An address space that refuses what it is told to.
 
-    :ivar late: tell of refusals in commit() only.
+    :ivar late: tell of refusals in commit() only, and take many in one call.
     :ivar refuse: address -> the error of its next map or unmap.
     :ivar mapped: what is really mapped: address -> size.
     """
@@ -42,6 +44,7 @@ class FakeIO(ContainerIO):
         self.mapped: dict[int, int] = {}
         self.asked = 0
         self.interrupt: BaseException | None = None
+        self.interrupt_after = -1
         self._failures: list[BatchFailure] | None = None
 
     @property
@@ -79,7 +82,32 @@ class FakeIO(ContainerIO):
         if not self._refused(iova, OSError(errno.ENOENT, "") if unknown else None):
             del self.mapped[iova]
 
+    def dma_map_many(
+        self,
+        memory: DMASource,
+        iovas: npt.NDArray[np.uint64],
+        offsets: npt.NDArray[np.uint64],
+        sizes: npt.NDArray[np.uint64],
+        flags: DMAMapFlags,
+    ) -> bool:
+        if self.late:
+            if self.interrupt_after >= 0:
+                raise KeyboardInterrupt
+            for iova, offset, size in zip(iovas, offsets, sizes, strict=True):
+                self.dma_map(int(iova), int(size), memory, int(offset), flags)
+        return self.late
+
+    def dma_unmap_many(self, iovas: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64]) -> bool:
+        if self.late:
+            if self.interrupt_after >= 0:
+                raise KeyboardInterrupt
+            for iova, size in zip(iovas, sizes, strict=True):
+                self.dma_unmap(int(iova), int(size))
+        return self.late
+
     def _refused(self, iova: int, own: Exception | None) -> bool:
+        if self.asked == self.interrupt_after:
+            raise KeyboardInterrupt
         self.asked += 1
         error = self.refuse.pop(iova, own)
         if error is not None and (self._failures is None or not self.late):
@@ -359,9 +387,104 @@ def test_a_map_that_was_made_takes_the_place_of_what_was_not_unmapped(error: Exc
         container.close()
 
 
+def pages(*numbers: int) -> list[int]:
+    """Addresses."""
+    return [BASE + number * PAGE for number in numbers]
+
+
+def test_many_are_refused_each_by_itself(
+    container: Container, io: FakeIO, memory: SharedMemory
+) -> None:
+    container.map(memory, iova=BASE + 8 * PAGE)
+    io.refuse = {iova: OSError(errno.ENOMEM, "") for iova in pages(2, 3)}
+    with pytest.raises(DMABatchError, match="batch of 4") as caught:
+        container.map_many(memory, pages(3, 0, 2, 1), 0, PAGE)
+    assert [getattr(failure, "iova", None) for failure in caught.value.failures] == pages(3, 2)
+    assert table(container) == io.mapped == dict.fromkeys(pages(0, 1, 8), PAGE)
+    io.refuse = {BASE: OSError(errno.EBUSY, "")}
+    with pytest.raises(DMABatchError, match="batch of 3"):
+        container.unmap_many(pages(8, 0, 1), PAGE)
+    assert table(container) == io.mapped == {BASE: PAGE}
+
+
+def test_a_vector_that_takes_none_of_many_has_each_refused(
+    container: Container, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(FakeIO, "dma_map_many", fail)
+    with pytest.raises(DMABatchError) as caught:
+        container.map_many(memory, pages(0, 1), 0, PAGE)
+    assert [failure.errno for failure in caught.value.failures] == 2 * [errno.EMFILE]
+    assert table(container) == {}
+    assert container.map(memory, iova=BASE) == BASE
+
+
+def test_an_interrupt_among_many_leaves_a_table_that_is_right(
+    container: Container, io: FakeIO, memory: SharedMemory
+) -> None:
+    for verb in ("map", "unmap"):
+        io.interrupt_after = io.asked + 3
+        with pytest.raises(KeyboardInterrupt):
+            if verb == "map":
+                container.map_many(memory, pages(5, 4, 3, 2, 1), 0, PAGE)
+            else:
+                container.unmap_many(pages(1, 2, 3, 4, 5), PAGE)
+        assert table(container) == io.mapped
+        io.interrupt_after = -1
+        container.map_many(
+            memory, [iova for iova in pages(*range(1, 6)) if iova not in io.mapped], 0, PAGE
+        )
+        assert len(io.mapped) == 5
+
+
+def test_no_more_are_mapped_together_than_there_may_be(
+    container: Container, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeIO, "max_maps", 3)
+    container.map(memory, iova=BASE)
+    with pytest.raises(DMAError, match="1 of 3 maps are in use, 3 are asked for") as caught:
+        container.map_many(memory, pages(1, 2, 3), 0, PAGE)
+    assert caught.value.errno == errno.ENOSPC
+    container.map_many(memory, pages(1, 2), 0, PAGE)
+    assert len(table(container)) == 3
+
+
+def test_addresses_of_an_unanswered_map_are_not_among_many(
+    container: Container, io: FakeIO, memory: SharedMemory
+) -> None:
+    io.refuse[BASE + PAGE] = VFIOTimeout("no reply")
+    with pytest.raises(DMABatchError):
+        container.map_many(memory, pages(0, 1, 2), 0, PAGE)
+    assert table(container) == dict.fromkeys(pages(0, 2), PAGE)
+    with pytest.raises(DMAError) as refused:
+        container.map_many(memory, pages(3, 1), 0, PAGE)
+    assert (refused.value.iova, refused.value.errno) == (BASE + PAGE, errno.EBUSY)
+
+
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["map", "unmap"]), st.integers(0, 5), st.booleans()), max_size=30
+    st.tuples(
+        st.sampled_from(["map", "unmap", "map many", "unmap many"]),
+        st.integers(0, 5),
+        st.booleans(),
+    ),
+    max_size=30,
 )
+
+
+def act(container: Container, verb: str, memory: SharedMemory, page: int) -> None:
+    """What hypothesis has chosen."""
+    many = pages(page + 1, page, page + 2)
+    match verb:
+        case "map":
+            container.map(memory, iova=BASE + page * PAGE)
+        case "unmap":
+            container.unmap(BASE + page * PAGE, PAGE)
+        case "map many":
+            container.map_many(memory, many, 0, PAGE)
+        case "unmap many":
+            container.unmap_many(many, PAGE)
 
 
 @given(late=st.booleans(), batches=st.lists(ACTIONS, max_size=4))
@@ -380,10 +503,7 @@ def test_the_table_is_what_is_mapped_after_any_batches(
                         if refused:
                             io.refuse[iova] = RemoteError("no", errno=errno.ENOMEM)
                         try:
-                            if verb == "map":
-                                container.map(memory, iova=iova)
-                            else:
-                                container.unmap(iova, PAGE)
+                            act(container, verb, memory, page)
                         except DMAError:
                             io.refuse.pop(iova, None)  # a check of the container's own
             except DMABatchError:

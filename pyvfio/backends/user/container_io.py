@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from pyvfio.backends.user.dma_batch import DMABatch
 from pyvfio.transport.channel import Channel
 from pyvfio.uapi.vfio import DMAMapFlags, DMAUnmapFlags
@@ -46,23 +49,40 @@ class UserContainerIO(ContainerIO):
     def dma_map(
         self, iova: int, size: int, memory: DMASource, offset: int, flags: DMAMapFlags
     ) -> None:
-        by_fd = self.shares_memory
-        request = messages.DMAMap(flags, offset if by_fd else 0, iova, size)
-        self._ask(Command.DMA_MAP, request, memory if by_fd else None)
+        passed = memory if self.shares_memory else None
+        if passed is None:
+            offset = 0
+        if self._batch is not None:
+            self._batch.add_map(passed, flags, offset, iova, size)
+            return
+        request = messages.DMAMap(flags, offset, iova, size)
+        self._channel.call(Command.DMA_MAP, request, [] if passed is None else [passed.fd])
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        self._ask(Command.DMA_UNMAP, messages.DMAUnmap(0, iova, size))
-
-    def _ask(
-        self,
-        command: Command,
-        request: messages.DMAMap | messages.DMAUnmap,
-        memory: DMASource | None = None,
-    ) -> None:
-        if self._batch is None:
-            self._channel.call(command, request, [] if memory is None else [memory.fd])
+        if self._batch is not None:
+            self._batch.add_unmap(iova, size)
         else:
-            self._batch.add(command, request, memory)
+            self._channel.call(Command.DMA_UNMAP, messages.DMAUnmap(0, iova, size))
+
+    def dma_map_many(
+        self,
+        memory: DMASource,
+        iovas: npt.NDArray[np.uint64],
+        offsets: npt.NDArray[np.uint64],
+        sizes: npt.NDArray[np.uint64],
+        flags: DMAMapFlags,
+    ) -> bool:
+        assert self._batch is not None
+        if self.shares_memory:
+            self._batch.add_maps(memory, flags, offsets, iovas, sizes)
+        else:
+            self._batch.add_maps(None, flags, np.zeros_like(offsets), iovas, sizes)
+        return True
+
+    def dma_unmap_many(self, iovas: npt.NDArray[np.uint64], sizes: npt.NDArray[np.uint64]) -> bool:
+        assert self._batch is not None
+        self._batch.add_unmaps(iovas, sizes)
+        return True
 
     def begin(self) -> None:
         self._batch = DMABatch(self._channel)
