@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyvfio.errors import DeviceClosed, RegionError, UnsupportedError, VFIOError, operation_error
+from pyvfio.integers import integers
 from pyvfio.io_eventfd import IOEventFD
 from pyvfio.mapped_areas import MappedArea, map_areas, window_of
 from pyvfio.native import mmio, window
@@ -226,7 +227,7 @@ class RegionAccess:
     def _check_many(
         self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-        places, numbers = np.broadcast_arrays(_integers(offsets), _integers(values))
+        places, numbers = np.broadcast_arrays(integers(offsets), integers(values))
         if places.ndim > 1:
             raise ValueError(f"{places.ndim} dimensions of registers")
         for offset in {int(bound(places)) for bound in (np.min, np.max) if places.size}:
@@ -340,13 +341,3 @@ class RegionAccess:
 def no_such(width: int) -> ValueError:
     """What to raise for a width that no access has."""
     return ValueError(f"an access of {width} bytes; 1, 2, 4 and 8 exist")
-
-
-def _integers(numbers: npt.ArrayLike) -> npt.NDArray[np.uint64]:
-    """Numbers from 0 to 2^64-1; raises :class:`ValueError`."""
-    array = np.asarray(numbers)
-    if array.size and array.dtype.kind not in "iu":
-        raise ValueError(f"integers are wanted, not {array.dtype}")
-    if array.size and int(array.min()) < 0:
-        raise ValueError(f"{int(array.min())} is negative")
-    return array.astype(np.uint64)

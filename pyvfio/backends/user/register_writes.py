@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,6 @@ class RegisterWrites:
     ) -> None:
         self._region, self._width = region, width
         self._offsets, self._values = offsets, values
-        data = ("data", f"<u{width}")
-        self._write = np.dtype([*_HEADER, *_RANGE, data])
 
     # As requests that are answered (a Load of a Flight)
 
@@ -61,9 +60,8 @@ class RegisterWrites:
 
     def frames(self, first: int) -> tuple[bytearray, npt.NDArray[Any]]:
         frames = self._encode(first, HeaderFlags.COMMAND)
-        items = np.empty(len(frames), ITEM)
-        items["size"], items["echo"], items["fd"] = self._write.itemsize, REGION_RANGE.size, -1
-        return bytearray(frames.tobytes()), items
+        item, size = _item(self._width), _message(self._width).itemsize
+        return frames, np.frombuffer(item * (len(frames) // size), ITEM)
 
     def check(self, at: int, reply: Any) -> None:
         if reply.count != self._width:
@@ -75,8 +73,9 @@ class RegisterWrites:
         """Some messages at a time, each a REGION_WRITE."""
         for first in range(0, len(self), TOGETHER):
             frames = self._encode(first, HeaderFlags.NO_REPLY)
-            frames["id"] = _posted_ids(len(frames))
-            yield frames.tobytes()
+            messages = np.frombuffer(frames, _message(self._width))
+            messages["id"] = _posted_ids(len(messages))
+            yield bytes(frames)
 
     def collected(self) -> Iterator[bytes]:
         """Messages, each a REGION_WRITE_MULTI with as many writes as there may be."""
@@ -87,22 +86,40 @@ class RegisterWrites:
             message["command"], message["flags"] = Command.REGION_WRITE_MULTI, HeaderFlags.NO_REPLY
             message["writes"] = end - first
             entries = np.empty(end - first, _ENTRY)
-            self._fill(entries, first)
+            entries["offset"], entries["data"] = self._offsets[first:end], self._values[first:end]
+            entries["region"], entries["count"] = self._region, self._width
             message["size"] = message.nbytes + entries.nbytes
             yield message.tobytes() + entries.tobytes()
 
-    def _encode(self, first: int, flags: HeaderFlags) -> npt.NDArray[Any]:
-        frames = np.zeros(min(TOGETHER, len(self) - first), self._write)
-        frames["command"], frames["flags"] = Command.REGION_WRITE, flags
-        frames["size"] = self._write.itemsize
-        self._fill(frames, first)
+    def _encode(self, first: int, flags: HeaderFlags) -> bytearray:
+        end = min(first + TOGETHER, len(self))
+        frames = bytearray(_template(self._region, self._width, flags) * (end - first))
+        messages = np.frombuffer(frames, _message(self._width))
+        messages["offset"], messages["data"] = self._offsets[first:end], self._values[first:end]
         return frames
-
-    def _fill(self, entries: npt.NDArray[Any], first: int) -> None:
-        end = first + len(entries)
-        entries["offset"], entries["data"] = self._offsets[first:end], self._values[first:end]
-        entries["region"], entries["count"] = self._region, self._width
 
 
 def _posted_ids(count: int) -> npt.NDArray[Any]:
     return FIRST_POSTED_ID + np.arange(count) % IDS
+
+
+@cache
+def _message(width: int) -> np.dtype[Any]:
+    """A REGION_WRITE of some bytes."""
+    return np.dtype([*_HEADER, *_RANGE, ("data", f"<u{width}")])
+
+
+@lru_cache
+def _template(region: int, width: int, flags: HeaderFlags) -> bytes:
+    """One as it is but for its id, its offset and its data."""
+    message = np.zeros(1, _message(width))
+    message["command"], message["flags"] = Command.REGION_WRITE, flags
+    message["size"] = message.itemsize
+    message["region"], message["count"] = region, width
+    return message.tobytes()
+
+
+@cache
+def _item(width: int) -> bytes:
+    """What C has to know of one that is answered."""
+    return np.array([(_message(width).itemsize, REGION_RANGE.size, -1)], ITEM).tobytes()
