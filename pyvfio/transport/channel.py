@@ -683,7 +683,8 @@ class Channel:
         for fd in (self._wake_fd, self._idle_fd):
             # Without a lock, since signal handlers call it: it may be closed just now.
             with contextlib.suppress(OSError):
-                os.eventfd_write(fd, 1)
+                if fd >= 0:
+                    os.eventfd_write(fd, 1)
 
     # Completion and loss
 
