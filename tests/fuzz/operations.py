@@ -163,6 +163,18 @@ def _unmap(user: User) -> None:
         user.dev.dma.unmap(mapping.iova, mapping.size)
 
 
+def _map_many(user: User) -> None:
+    count = user.rng.randrange(80)
+    pages = user.rng.sample(range(128), count)
+    user.dev.dma.map_many(user.memory, [PAGE * page for page in pages], PAGE, PAGE)
+
+
+def _unmap_many(user: User) -> None:
+    mappings = [found for found in user.dev.dma.mappings if found.memory is user.memory]
+    gone = user.rng.sample(mappings, user.rng.randrange(len(mappings) + 1))
+    user.dev.dma.unmap_many([found.iova for found in gone], [found.size for found in gone])
+
+
 def _unmap_all(user: User) -> None:
     user.dev.dma.unmap_all()
 
@@ -171,7 +183,7 @@ def _batch(user: User) -> None:
     """Maps and unmaps together; now and then what stands between them raises."""
     with user.dev.dma.batch():
         for _ in range(user.rng.randrange(12)):
-            user.rng.choice((_alloc, _free, _map, _map, _unmap))(user)
+            user.rng.choice((_alloc, _free, _map, _map, _unmap, _map_many, _unmap_many))(user)
 
 
 def _reset(user: User) -> None:
@@ -264,6 +276,7 @@ OPERATIONS: tuple[Callable[[User], None], ...] = (
     *(_describe, _decode, _capabilities, _info),
     *(_enable, _enable, _watch, _interrupt, _interrupt, _disable, _set_irqs),
     *(_alloc, _alloc, _free, _map, _map, _unmap, _unmap_all, _batch, _batch),
+    *(_map_many, _unmap_many),
     *(_save, _load, _change_state, _track, _track),
     *(_reset, _reconnect, _any_command, _any_command, _any_command),
 )
