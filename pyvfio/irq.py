@@ -91,13 +91,13 @@ class IRQ(Waiter[int]):
             raise
 
     def drain(self) -> int:
-        """Drop signals that nobody has waited for; returns how many there were."""
+        """Drop signals that nobody has waited for; returns how many there were.
+
+        With them goes the one that has told of a loss, behind which the device is back.
+        """
         with self._lock:
             wakes, self.wakes = self.wakes, 0
-            dropped = max(0, eventfd.take(self._fd) - wakes)
-        if wakes:
-            self.wake()  # which is for all who wait
-        return dropped
+            return max(0, eventfd.take(self._fd) - wakes)
 
     def wake(self) -> None:
         """Make everybody who waits look again whether the device is there."""

@@ -351,16 +351,6 @@ def test_a_descriptor_becomes_readable_when_the_device_is_lost(dev: FakeDevice) 
     assert os.eventfd_read(irqs[0].fileno()) == 1
 
 
-def test_a_descriptor_stays_readable_where_signals_are_dropped_behind_a_loss(
-    dev: FakeDevice,
-) -> None:
-    irqs = dev.enable_irqs(MSIX, 1)
-    signal(irqs, 0)
-    dev.lose("gone")
-    assert irqs.drain() == 1
-    assert os.eventfd_read(irqs[0].fileno()) == 1
-
-
 def test_the_set_of_a_lost_device_can_be_closed(dev: FakeDevice) -> None:
     irqs = dev.enable_irqs(MSIX, 1)
     dev.io.error = ConnectionLost("gone")
