@@ -287,8 +287,8 @@ class Exchange:
             raise
         if failure is not None:
             self._owner.lose(*failure)
-        if abandoned:
-            self._owner.wake()  # nobody else will see what there is to read or to send
+        if abandoned or self._queue:
+            self._owner.wake()  # nobody else may see what there is to read or to send
         self._turn.pass_on()
         return calls
 
