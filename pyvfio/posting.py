@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from pyvfio.native import window
+from pyvfio.native import mmio, window
 
 
 class Posting:
@@ -39,6 +39,7 @@ class Posting:
         """
         with self._lock:  # nobody stores to memory while another still waits
             self.is_over[0] = True
+            mmio.full_barrier()  # who posts in C counts that first, and then looks here
             if not self._flushed:
                 self._flush()
                 self._flushed = True

@@ -149,6 +149,7 @@ class Region(RegionAccess):
             registers: RegisterMessages = window.behind(used)
             number = operator.index(value)
             self._asked("write", offset, width, registers.write_on, offset, width, number)
+            self._end_posting(self._wants_posting)
         else:
             self._write_otherwise(offset, width, value, failure)
 
@@ -193,6 +194,7 @@ class Region(RegionAccess):
         if failures:
             position, error = failures[0]
             raise self._access_error("write", int(places[position]), width, error) from error
+        self._end_posting(posted)
 
     # 64 bits for devices that take 32 at a time
 

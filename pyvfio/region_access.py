@@ -170,8 +170,14 @@ class RegionAccess:
             raise self._access_error(verb, offset, width, error) from error
 
     def _write_register(self, offset: int, width: int, value: int) -> None:
-        write, index = self._device_io.register_write, self.info.index
-        self._asked("write", offset, width, write, index, offset, width, value, self.posted)
+        write, index, posted = self._device_io.register_write, self.info.index, self.posted
+        self._asked("write", offset, width, write, index, offset, width, value, posted)
+        self._end_posting(posted)
+
+    def _end_posting(self, posted: bool) -> None:
+        """Wait for what was posted while another thread has ended posting, and not seen it."""
+        if posted and self._posting.over:
+            self._device_io.flush()
 
     def _access_error(self, verb: str, offset: int, width: int, error: Exception) -> Exception:
         if isinstance(error, ShortAccess):
@@ -193,10 +199,12 @@ class RegionAccess:
             raise self._short("read", offset, len(target), count)
 
     def _write_trapped(self, offset: int, data: Buffer) -> None:
+        posted = self.posted
         try:
-            count = self._device_io.region_write(self.info.index, offset, data, posted=self.posted)
+            count = self._device_io.region_write(self.info.index, offset, data, posted=posted)
         except OSError as error:
             raise self._failed("write", error, offset) from error
+        self._end_posting(posted)
         if count != len(data):
             raise self._short("write", offset, len(data), count)
 

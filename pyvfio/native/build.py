@@ -124,19 +124,20 @@ ffibuilder.cdef(
     struct pyvfio_claims {
         uint32_t word;
         uint64_t exchanges;
-        int unflushed;
+        uint64_t posts;
     };
     static const int PYVFIO_C_SENDS, PYVFIO_C_READS;
     static const int PYVFIO_SENDS_BLOCKED, PYVFIO_READS_BLOCKED;
     uint32_t pyvfio_claims_set(struct pyvfio_claims *claims, uint32_t bits);
     uint32_t pyvfio_claims_clear(struct pyvfio_claims *claims, uint32_t bits);
+    void pyvfio_count_post(struct pyvfio_claims *claims);
     struct pyvfio_stream {
         int fd;
         int may_spin;
         struct pyvfio_claims *claims;
         uint16_t id_base;
         uint16_t first_id;
-        uint64_t thread;
+        uint32_t claimed;
         int status;
         int error;
         uint64_t sent;
@@ -150,6 +151,8 @@ ffibuilder.cdef(
         uint8_t received[4096];
         ...;
     };
+    int pyvfio_left_by_me(const struct pyvfio_stream *stream);
+    void pyvfio_leave(struct pyvfio_stream *stream);
     int pyvfio_read_region(struct pyvfio_stream *stream, uint32_t region, uint64_t offset,
                            uint32_t size, uintptr_t target);
     int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t size);

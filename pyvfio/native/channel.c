@@ -41,9 +41,10 @@ struct pyvfio_stream {
     uint16_t id_count;
     uint16_t first_id; /* of the last call */
     uint64_t thread;   /* the same, as pthread_self() says */
+    uint32_t claimed;  /* what it has claimed, and not given up */
 
     /* How far the last call came */
-    int status; /* PYVFIO_DONE once all is, or somebody has gone on from there */
+    int status;
     int error;
     uint64_t sent;        /* bytes of the requests */
     uint64_t begun;       /* requests of which some bytes were sent */
@@ -86,12 +87,13 @@ static uint16_t pyvfio_take_id(struct pyvfio_stream *stream)
     return id;
 }
 
-static void pyvfio_begin(struct pyvfio_stream *stream)
+/* Begin a call that has claimed so much. */
+static void pyvfio_begin(struct pyvfio_stream *stream, uint32_t claimed)
 {
     stream->first_id = pyvfio_next_id(stream);
     stream->thread = (uint64_t)pthread_self();
     /* Behind the thread: both together say whose the rest of a call is. */
-    __atomic_store_n(&stream->status, PYVFIO_OTHER, __ATOMIC_RELEASE);
+    __atomic_store_n(&stream->claimed, claimed, __ATOMIC_RELEASE);
     stream->error = 0;
     stream->sent = 0;
     stream->begun = 0;
@@ -101,6 +103,28 @@ static void pyvfio_begin(struct pyvfio_stream *stream)
     stream->unread_data = 0;
     stream->rights.count = 0;
     stream->rights.lost = 0;
+}
+
+/* Give up claims that the call still has: another may have got those that it has no more. */
+static uint32_t pyvfio_give_up(struct pyvfio_stream *stream, uint32_t bits)
+{
+    bits &= stream->claimed;
+    stream->claimed &= ~bits;
+    return pyvfio_claims_clear(stream->claims, bits);
+}
+
+/* Whether this thread's last call has ended half way, and nobody has gone on from there. */
+static int pyvfio_left_by_me(const struct pyvfio_stream *stream)
+{
+    return __atomic_load_n(&stream->claimed, __ATOMIC_ACQUIRE) &&
+           stream->thread == (uint64_t)pthread_self();
+}
+
+/* Somebody has gone on from where this thread's last call has ended; may be repeated. */
+static void pyvfio_leave(struct pyvfio_stream *stream)
+{
+    if (pyvfio_left_by_me(stream))
+        pyvfio_give_up(stream, PYVFIO_C_SENDS | PYVFIO_C_READS);
 }
 
 static int pyvfio_would_wait(int number)
@@ -304,22 +328,23 @@ static int pyvfio_take_reply(struct pyvfio_stream *stream, const void *request, 
  * End a call.  What it has claimed it gives up where all is done; otherwise who goes on from there
  * does.
  */
-static int pyvfio_end(struct pyvfio_stream *stream, int status, uint32_t claimed, uint32_t waited)
+static int pyvfio_end(struct pyvfio_stream *stream, int status, uint32_t waited)
 {
     stream->status = status;
     if (status != PYVFIO_DONE)
         return status;
-    return pyvfio_claims_clear(stream->claims, claimed) & waited ? PYVFIO_CROWDED : PYVFIO_DONE;
+    return pyvfio_give_up(stream, PYVFIO_C_SENDS | PYVFIO_C_READS) & waited ? PYVFIO_CROWDED
+                                                                            : PYVFIO_DONE;
 }
 
 static int pyvfio_end_exchange(struct pyvfio_stream *stream, int status)
 {
-    return pyvfio_end(stream, status, PYVFIO_C_SENDS | PYVFIO_C_READS, PYVFIO_READS_BLOCKED);
+    return pyvfio_end(stream, status, PYVFIO_READS_BLOCKED);
 }
 
 static int pyvfio_end_post(struct pyvfio_stream *stream, int status)
 {
-    return pyvfio_end(stream, status, PYVFIO_C_SENDS, PYVFIO_SENDS_BLOCKED);
+    return pyvfio_end(stream, status, PYVFIO_SENDS_BLOCKED);
 }
 
 /* REGION_READ and REGION_WRITE; a register has no more bytes than `value` */
@@ -332,14 +357,14 @@ struct pyvfio_access {
 #define PYVFIO_REGION_READ 9
 #define PYVFIO_REGION_WRITE 10
 
-/* Begin a call of one access. */
+/* Begin a call of one access, with what it has claimed. */
 static struct pyvfio_access pyvfio_access(struct pyvfio_stream *stream, uint16_t command,
                                           uint32_t flags, uint32_t region, uint64_t offset,
                                           uint32_t count)
 {
     size_t size = offsetof(struct pyvfio_access, value);
 
-    pyvfio_begin(stream);
+    pyvfio_begin(stream, flags & PYVFIO_NO_REPLY ? PYVFIO_C_SENDS : PYVFIO_C_SENDS | PYVFIO_C_READS);
     return (struct pyvfio_access){
         .header = {
             .id = pyvfio_take_id(stream),
@@ -361,7 +386,7 @@ static int pyvfio_exchange(struct pyvfio_stream *stream, const struct pyvfio_acc
     if (status != PYVFIO_DONE) {
         stream->partial = (uint32_t)stream->sent;
     } else {
-        pyvfio_claims_clear(stream->claims, PYVFIO_C_SENDS);
+        pyvfio_give_up(stream, PYVFIO_C_SENDS);
         status = pyvfio_take_reply(stream, access, sizeof(access->range), data, size);
     }
     return status;
@@ -442,8 +467,8 @@ static int pyvfio_post(struct pyvfio_stream *stream, uintptr_t messages, size_t 
 {
     if (!pyvfio_claim_sending(stream->claims))
         return PYVFIO_BUSY;
-    pyvfio_begin(stream);
-    stream->claims->unflushed = 1;
+    pyvfio_begin(stream, PYVFIO_C_SENDS);
+    pyvfio_count_post(stream->claims);
     return pyvfio_send_patiently(stream, (const uint8_t *)messages, size);
 }
 
@@ -459,12 +484,13 @@ static int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, u
     if (!pyvfio_claim_sending(stream->claims))
         return PYVFIO_BUSY;
     access = pyvfio_access(stream, PYVFIO_REGION_WRITE, PYVFIO_NO_REPLY, region, offset, width);
+    /* Before the look: who ends posting looks at this next, and waits for what is under way. */
+    pyvfio_count_post(stream->claims);
     if (__atomic_load_n(over, __ATOMIC_SEQ_CST)) {
         pyvfio_end_post(stream, PYVFIO_DONE);
         return PYVFIO_BUSY;
     }
     access.value = htole64(value);
-    stream->claims->unflushed = 1;
     return pyvfio_send_patiently(stream, (const uint8_t *)&access, access.header.size);
 }
 
@@ -619,14 +645,14 @@ static int pyvfio_pipeline(struct pyvfio_stream *stream, uintptr_t requests, uin
 
     if (!pyvfio_claim_socket(stream->claims))
         return PYVFIO_BUSY;
-    pyvfio_begin(stream);
+    pyvfio_begin(stream, PYVFIO_C_SENDS | PYVFIO_C_READS);
     while (status == PYVFIO_DONE && stream->answered < count) {
         size_t waiting = stream->begun - stream->answered, room = window - waiting;
         uint64_t spent = pyvfio_now() - start;
         int more = stream->begun < count && spent < nanoseconds;
 
         if (sending && !more)
-            pyvfio_claims_clear(stream->claims, PYVFIO_C_SENDS);
+            pyvfio_give_up(stream, PYVFIO_C_SENDS);
         sending = more;
         /* Half a window at a time: a call for each would cost as much as to wait for each. */
         if (!room)

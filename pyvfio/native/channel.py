@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -42,8 +41,11 @@ class Stream:
     @property
     def left_by_me(self) -> bool:
         """Whether this thread's last call has ended half way, and nobody has gone on from there."""
-        state = self.state
-        return bool(state.status) and int(state.thread) == threading.get_ident()
+        return bool(lib.pyvfio_left_by_me(self.state))
+
+    def leave(self) -> None:
+        """Somebody has gone on from there: give up what the call has claimed.  May be repeated."""
+        lib.pyvfio_leave(self.state)
 
     def read_region(self, region: int, offset: int, target: memoryview) -> int:
         """REGION_READ into ``target``; returns the status."""

@@ -18,9 +18,14 @@ struct pyvfio_claims {
     uint32_t word;
     /* How often both directions were claimed */
     uint64_t exchanges;
-    /* Whether messages were sent that are not answered; the channel clears it. */
-    int unflushed;
+    /* How often messages were sent that are not answered, or about to be */
+    uint64_t posts;
 };
+
+static void pyvfio_count_post(struct pyvfio_claims *claims)
+{
+    __atomic_fetch_add(&claims->posts, 1, __ATOMIC_SEQ_CST);
+}
 
 /* Both return what there was before. */
 static uint32_t pyvfio_claims_set(struct pyvfio_claims *claims, uint32_t bits)

@@ -34,13 +34,18 @@ class Claims:
         if self.state.word & bits:
             lib.pyvfio_claims_clear(self.state, bits)
 
-    def end_exchange(self) -> None:
-        """Give up the claim of an exchange that has ended in C half way."""
+    def forget(self) -> None:
+        """In the child of a fork: who has claimed anything is not here."""
         lib.pyvfio_claims_clear(self.state, _C_SENDS | _C_READS)
 
-    def end_post(self) -> None:
-        """The same for what was only sent."""
-        lib.pyvfio_claims_clear(self.state, _C_SENDS)
+    def count_post(self) -> None:
+        """Something was sent that is not answered."""
+        lib.pyvfio_count_post(self.state)
+
+    @property
+    def posts(self) -> int:
+        """How often that has been; what C is about to send is counted."""
+        return int(self.state.posts)
 
     @property
     def of_c(self) -> bool:

@@ -44,7 +44,7 @@ static uint64_t pyvfio_tell(const struct pyvfio_window *window, uint64_t offset,
 
     if (!window->writable || !pyvfio_is_register(window, offset, width))
         return PYVFIO_MISSED;
-    if (window->posts)
+    if (window->posts && !__atomic_load_n(window->posting_is_over, __ATOMIC_RELAXED))
         status = pyvfio_post_register(window->posts, region, offset, width, value,
                                       window->posting_is_over);
     else if (window->writes)

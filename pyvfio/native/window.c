@@ -23,7 +23,7 @@ struct pyvfio_window {
      * not; `of_python` is for who goes on with what it has begun. */
     struct pyvfio_stream *reads;
     struct pyvfio_stream *writes;
-    struct pyvfio_stream *posts; /* instead of `writes` */
+    struct pyvfio_stream *posts; /* instead of `writes`, until posting is over */
     const int *posting_is_over;
     uint32_t region;
     void *of_python;

@@ -362,10 +362,9 @@ class Channel:
         Two processes cannot share a stream; and a child that kept the socket would keep the peer
         from hearing of the parent's end.
         """
-        self.exchange.close()
-        self._claims.end_exchange()  # of a thread that is not here
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
+        self.exchange.after_fork(self._lock)
         self._turn.use(self._room, self._lock)
         self._drop_descriptors()
         if not self.over():

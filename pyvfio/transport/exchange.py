@@ -109,6 +109,7 @@ class Exchange:
     :ivar is_open: whether there may be exchanges.
     :ivar stream: requests of C.
     :ivar posts: what C sends without an answer.
+    :ivar flushed: how many of the posts are known to be carried out.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Exchange:
         self.stream = Stream(sock.fileno(), claims, FIRST_ID, may_spin=many_cpus)
         self.posts = Stream(sock.fileno(), claims, FIRST_POSTED_ID)
         self._state = self.stream.state
+        self.flushed = 0
         if is_open:
             limit_waits(sock, PATIENCE)
             claims.unblock(sending=True, reading=True)
@@ -143,14 +145,22 @@ class Exchange:
         self.is_open = False
         self._claims.block()
 
-    @property
-    def unflushed(self) -> bool:
-        """Whether something was sent that is not answered, and nobody has waited for since."""
-        return bool(self._claims.state.unflushed)
+    def after_fork(self, lock: threading.Lock) -> None:
+        """In the child of a fork: no exchanges, and nobody is here who goes on with one."""
+        self._lock = lock
+        self.close()
+        self._claims.forget()
+        for stream in (self.stream, self.posts):
+            stream.state.claimed = 0
 
-    @unflushed.setter
-    def unflushed(self, unflushed: bool) -> None:
-        self._claims.state.unflushed = unflushed
+    @property
+    def posted(self) -> int:
+        """How often something was sent that is not answered."""
+        return self._claims.posts
+
+    def count_post(self) -> None:
+        """That was so once more, though not in C."""
+        self._claims.count_post()
 
     # The exchanges
 
@@ -236,15 +246,13 @@ class Exchange:
 
     def queue_rest(self, messages: Buffer) -> bool:
         """Queue what the socket has not taken of ``messages``; False where it took nothing."""
-        state = self.posts.state
         with self._lock:
             self._claims.block()
-            sent, state.status = state.sent, Status.DONE
+            sent = int(self.posts.state.sent)
             if sent:
                 self._queue.append(bytes(memoryview(messages)[sent:]))
-            self._claims.end_post()
-        if sent:
-            self._owner.wake()
+                self._owner.wake()
+            self.posts.leave()
         self.tell_others()
         return bool(sent)
 
@@ -258,10 +266,17 @@ class Exchange:
     def abandon_post(self) -> None:
         """The same for what is not answered: what was sent of it cannot be taken back."""
         if self.posts.left_by_me:
-            self._owner.interrupted()
-            self.posts.state.status = Status.DONE
-            self._claims.end_post()
+            self._break_off(self.posts)
         self.tell_others()
+
+    def _break_off(self, stream: Stream) -> None:
+        """How far a call has come is not known any more: if it has sent, nobody goes on with it."""
+        try:
+            if stream.state.sent:
+                self._owner.interrupted()
+        finally:  # not before: whoever sends next would go on in the middle of a message
+            close_fds(stream.take_unread(_NOTHING)[1])
+            stream.leave()
 
     def _settle(
         self,
@@ -280,10 +295,11 @@ class Exchange:
                 failure = self._failure()
                 calls = self._adopt(requests, abandoned)
                 self._keep(*self.stream.take_unread(target))
-                self._end()
-        except BaseException:  # a signal handler's: how far this has come is not known
-            self._end()
-            self._owner.interrupted()
+                self.stream.leave()
+        except BaseException:  # a signal handler's
+            if self.stream.left_by_me:
+                self._break_off(self.stream)
+            self.tell_others()
             raise
         if failure is not None:
             self._owner.lose(*failure)
@@ -291,10 +307,6 @@ class Exchange:
             self._owner.wake()  # nobody else may see what there is to read or to send
         self._turn.pass_on()
         return calls
-
-    def _end(self) -> None:
-        self._state.status = Status.DONE
-        self._claims.end_exchange()
 
     def _adopt(self, requests: Requests, abandoned: bool) -> dict[int, Call]:
         state, owner = self._state, self._owner

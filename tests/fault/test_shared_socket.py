@@ -3,18 +3,28 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import pyvfio
 from pyvfio.errors import DeviceClosed
-from pyvfio.transport.exchange import PATIENCE
+from pyvfio.native._native import lib
+from pyvfio.native.channel import Stream
+from pyvfio.native.claims import Claims
+from pyvfio.native.status import Status
+from pyvfio.pci.device import PCIDevice
+from pyvfio.transport.channel import MAX_IN_FLIGHT
+from pyvfio.transport.exchange import FIRST_ID, FIRST_POSTED_ID, PATIENCE
+from pyvfio.transport.sockets import limit_waits
 from tests.fault import raw
-from tests.fault.raw import RawServer
+from tests.fault.raw import Message, RawServer
 from tests.support import in_threads
 
 SOON = 5.0
@@ -33,17 +43,117 @@ def test_close_wakes_all_who_wait_for_the_socket(server: RawServer, time_before:
 
     def read() -> None:
         with pytest.raises(DeviceClosed):
-            device.bars[0].read32(0)
+            opened.bars[0].read32(0)
 
-    device = pyvfio.open(server.uri, posted_writes=False)
-    device.bars[0].read32(0)
+    opened = pyvfio.open(server.uri, posted_writes=False)
+    opened.bars[0].read32(0)
     time.sleep(PATIENCE + time_before * 1e-4)
     asked = threading.Event()
     server.handlers[raw.REGION_READ] = lambda _: asked.set()
     (reader,) = in_threads([read])
     assert asked.wait(SOON)
-    closing = threading.Thread(target=device.close, daemon=True)
+    closing = threading.Thread(target=opened.close, daemon=True)
     closing.start()
     closing.join(SOON)
     assert not closing.is_alive()
     reader.join()
+
+
+# C in several threads
+
+
+def test_the_end_of_an_exchange_leaves_a_post_that_is_under_way_its_claim() -> None:
+    """Otherwise somebody could send in the middle of the message that has been posted in part."""
+    ours, theirs = socket.socketpair()
+    claims = Claims()
+    exchanges = Stream(ours.fileno(), claims, FIRST_ID)
+    posts = Stream(ours.fileno(), claims, FIRST_POSTED_ID)
+    target = bytearray(8)
+    with ours, theirs:
+        limit_waits(ours, SOON)
+        claims.unblock(sending=True, reading=True)
+        (reader,) = in_threads([lambda: exchanges.read_region(0, 0, memoryview(target))])
+        asked = Message(theirs.recv(4096))
+        while exchanges.state.claimed & lib.PYVFIO_C_SENDS:
+            time.sleep(0)
+        assert posts.post(bytes(8 << 20)) == Status.UNSENT
+        theirs.send(raw.answer(asked, raw.region_range(0, 0, 8, b"12345678")))
+        reader.join()
+        assert (bytes(target), claims.of_c, posts.left_by_me) == (b"12345678", True, True)
+        claims.block()
+        exchanges.leave()
+        assert claims.block()
+        posts.leave()
+        assert not claims.of_c
+
+
+# What was posted, and who waits for it
+
+
+@pytest.fixture
+def device(server: RawServer) -> Iterator[PCIDevice]:
+    with pyvfio.open(server.uri) as device:
+        yield device
+
+
+@contextmanager
+def unanswered(server: RawServer, command: int) -> Iterator[threading.Event]:
+    """The server reads nothing behind a command; told when it comes."""
+    came, go_on = threading.Event(), threading.Event()
+
+    def stall(message: Message) -> None:
+        del server.handlers[command]
+        came.set()
+        go_on.wait(raw.SECONDS)
+        server.serve(message)
+
+    server.handlers[command] = stall
+    try:
+        yield came
+    finally:
+        go_on.set()
+
+
+@pytest.mark.usefixtures("way")
+def test_each_of_several_flushes_waits_for_what_was_posted(
+    server: RawServer, device: PCIDevice
+) -> None:
+    with unanswered(server, raw.GET_INFO) as asked:
+        device.bars[0].write32(0, 1)
+        threads = in_threads([device.flush])
+        assert asked.wait(SOON)
+        threads += in_threads([device.flush])
+        threads[1].join(0.1)
+        assert all(thread.is_alive() for thread in threads)
+    for thread in threads:
+        thread.join()
+    server.seen.clear()
+    device.flush()
+    assert server.seen == []
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("several", [True, False], ids=["REGION_WRITE_MULTI", "REGION_WRITE"])
+def test_a_flush_waits_for_many_writes_that_were_posted_behind_others(
+    server: RawServer, several: bool
+) -> None:
+    if several:
+        server.capabilities = b'{"capabilities":{"write_multiple":true}}\0'
+    with pyvfio.open(server.uri) as device, ExitStack() as stalled:
+        bar, io = device.bars[0], device.base.device_io
+        bar.read32(0)
+        read = stalled.enter_context(unanswered(server, raw.REGION_READ))
+        threads = in_threads([lambda: bar.read32(0)])
+        assert read.wait(SOON)
+        # Answered ones, so that the socket is full and nothing is posted yet.
+        answered = partial(io.region_write, 0, 0, bytes(4096))
+        threads += in_threads([answered] * (MAX_IN_FLIGHT - 1))
+        time.sleep(0.1)
+        assert not io.unflushed
+        bar.write_many([8] * 3, range(3))
+        assert io.unflushed
+        stalled.close()
+        for thread in threads:
+            thread.join()
+        device.flush()
+        assert (bar.read32(8), io.unflushed) == (2, False)

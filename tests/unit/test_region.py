@@ -511,6 +511,23 @@ def test_nothing_is_posted_once_a_region_of_the_device_is_mapped(
     other.close()
 
 
+def test_who_posts_while_another_thread_ends_posting_waits_for_it(
+    device: FakeIO, posting: Posting, bar: BAR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored to mapped memory behind it would overtake it."""
+    bar.posted = True
+
+    def write(index: int, offset: int, data: Buffer, *, posted: bool = False) -> int:
+        posting.end()
+        return FakeIO.region_write(device, index, offset, data, posted=posted)
+
+    monkeypatch.setattr(device, "region_write", write)
+    bar.write32(0, 0)
+    assert (device.posted, device.flushes) == ([True], 2)
+    bar.write32(0, 0)
+    assert (device.posted, device.flushes) == ([True, False], 2)
+
+
 def test_nothing_is_mapped_until_what_was_posted_is_done(
     device: FakeIO, posting: Posting, fd: int
 ) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from collections.abc import Iterator, Sequence
@@ -209,12 +210,14 @@ class UserDeviceIO(DeviceIO):
         return count
 
     def _post(self, index: int, offset: int, data: Buffer) -> None:
-        self._exchange.unflushed = True
         request = messages.RegionWrite(offset, index, data)
-        if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
-            self._channel.post_write(request)
-        else:
-            self._channel.post(Command.REGION_WRITE, request)
+        try:
+            if self._limits.write_multiple and request.count <= MAX_WRITE_ENTRY:
+                self._channel.post_write(request)
+            else:
+                self._channel.post(Command.REGION_WRITE, request)
+        finally:
+            self._exchange.count_post()
 
     def registers_write(
         self,
@@ -232,28 +235,30 @@ class UserDeviceIO(DeviceIO):
                 self._post(index, request.offset, request.data)
         elif self._limits.write_multiple:
             for message in writes.collected():
-                self._channel.post_encoded(Command.REGION_WRITE_MULTI, message)
+                self._post_encoded(Command.REGION_WRITE_MULTI, message)
         else:
             for messages_of_some in writes.posted():
-                self._channel.post_encoded(Command.REGION_WRITE, messages_of_some)
+                self._post_encoded(Command.REGION_WRITE, messages_of_some)
         return []
+
+    def _post_encoded(self, command: Command, encoded: bytes) -> None:
+        try:
+            self._channel.post_encoded(command, encoded)
+        finally:
+            self._exchange.count_post()
 
     @property
     def unflushed(self) -> bool:
-        return self._exchange.unflushed
+        return self._exchange.flushed != self._exchange.posted
 
     def flush(self) -> None:
-        if self._exchange.unflushed:
-            # Before the question: a write may be posted behind it.
-            self._exchange.unflushed = False
-            # Commands are carried out in order: any answer tells that those before it are through.
-            try:
-                self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo())
-            except RemoteError:
-                pass
-            except BaseException:
-                self._exchange.unflushed = True
-                raise
+        posted = self._exchange.posted  # before the question: a write may be posted behind it
+        if self._exchange.flushed >= posted:
+            return
+        # Commands are carried out in order: any answer tells that those before it are through.
+        with contextlib.suppress(RemoteError):
+            self._channel.call(Command.DEVICE_GET_INFO, messages.GetDeviceInfo())
+        self._exchange.flushed = max(self._exchange.flushed, posted)
 
     def reset(self) -> None:
         self._channel.call(Command.DEVICE_RESET, messages.Empty())
