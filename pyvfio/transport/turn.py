@@ -159,12 +159,12 @@ class Turn:
             if self._reader.over():
                 self._room.notify_all()
             heir = self.waiters[0] if self.waiters and self.holder is None else None
-            standby, self.standby = self.standby, False
+            if self.standby:
+                self._recall.put(None)  # before it is forgotten: a signal handler may raise here
+                self.standby = False
             self._reader.review()
         if heir is not None:
             heir.wake()
-        if standby:
-            self._recall.put(None)
 
     def _read_for(self, waiter: Waiter, deadline: float | None) -> None:
         while not waiter.ready() and not self._reader.over():

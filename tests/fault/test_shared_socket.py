@@ -25,7 +25,7 @@ from pyvfio.transport.exchange import FIRST_ID, FIRST_POSTED_ID, PATIENCE
 from pyvfio.transport.sockets import limit_waits
 from tests.fault import raw
 from tests.fault.raw import Message, RawServer
-from tests.support import in_threads
+from tests.support import in_threads, run_program
 
 SOON = 5.0
 
@@ -157,3 +157,77 @@ def test_a_flush_waits_for_many_writes_that_were_posted_behind_others(
             thread.join()
         device.flush()
         assert (bar.read32(8), io.unflushed) == (2, False)
+
+
+# Signal handlers that raise, wherever they can
+
+
+RAISED = """
+import sys, threading, time
+from contextlib import suppress
+from pathlib import Path
+import numpy as np
+import pyvfio
+from pyvfio.errors import ConnectionLost
+from tests.fault import raw
+from tests.fault.raising import Places
+from tests.fault.raw import RawServer
+from tests.support import in_threads, run_program
+
+def late(message):
+    time.sleep(0.02)
+    server.serve(message)
+
+def stalled(message):
+    server.handlers.clear()
+    time.sleep(0.012)
+
+def read_once():
+    with suppress(ConnectionLost):
+        bar.read32(0x10)
+
+def read():
+    server.handlers[raw.REGION_READ] = late
+    return lambda: bar.read32(0x10)
+
+def write_many():
+    server.handlers[raw.REGION_WRITE] = late
+    return lambda: bar.write_many([0x20] * 3, range(3))
+
+def post():
+    many = np.arange(8000, dtype=np.uint64)
+    server.handlers[raw.REGION_WRITE] = stalled
+    return lambda: device.base.device_io.registers_write(0, 0 * many + 0x20, 4, many, True)
+
+prepare = {"read": read, "write_many": write_many, "post": post}[sys.argv[2]]
+places = Places("exchange.py", "turn.py", "claims.py", "call.py", "registers.py", "flight.py")
+count = idle = 0
+while idle < 3:  # not each way is gone each time
+    with RawServer(Path(sys.argv[1])) as server:
+        server.memory[0][0x10] = 77
+        device = pyvfio.open(server.uri, posted_writes=False, timeout=10)
+        bar = device.bars[0]
+        for _ in range(20):
+            bar.read32(0)
+        places.interrupt(prepare())
+        count, idle = (count + 1, 0) if places.raised else (count, idle + 1)
+        server.handlers.clear()
+        try:
+            (reader,) = in_threads([read_once])
+            reader.join(5)
+            assert not reader.is_alive(), places.raised
+            assert bar.read32(0x10) == 77, places.raised
+            assert all(message.command < 20 for message in server.seen), places.raised
+        except ConnectionLost:
+            pass
+        closing = threading.Thread(target=device.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        assert not closing.is_alive(), places.raised
+print(count)
+"""
+
+
+@pytest.mark.parametrize("use", ["read", "write_many", "post"])
+def test_a_handler_that_raises_anywhere_hangs_nobody(socket_folder: Path, use: str) -> None:
+    assert int(run_program(RAISED, str(socket_folder / "raised.sock"), use)) > 10
