@@ -104,11 +104,12 @@ class Region(RegionAccess):
             return failure & mmio.ALL_ONES[width] if value is None else value
         if failure & window.BEGUN:
             registers: RegisterMessages = window.behind(used)
-            return self._asked("read", offset, width, registers.read_on, offset, width)
+            return self._asked("read", offset, width, registers.read_on, int(offset), width)
         return self._read_otherwise(offset, width, failure)
 
     def _read_otherwise(self, offset: int, width: int, failure: int) -> int:
         """What is not mapped, or not yet; or why it cannot be read."""
+        offset = operator.index(offset)
         if failure == window.FAULTED:
             raise self.fault("read", offset)
         self.check_register("read", offset, width)
@@ -147,13 +148,13 @@ class Region(RegionAccess):
             window.behind(used).tell_others()
         elif failure == window.BEGUN:
             registers: RegisterMessages = window.behind(used)
-            number = operator.index(value)
-            self._asked("write", offset, width, registers.write_on, offset, width, number)
+            self._asked("write", offset, width, registers.write_on, int(offset), width, int(value))
             self._end_posting(self._wants_posting)
         else:
             self._write_otherwise(offset, width, value, failure)
 
     def _write_otherwise(self, offset: int, width: int, value: int, failure: int) -> None:
+        offset = operator.index(offset)
         if failure == window.FAULTED:
             raise self.fault("write", offset)
         self.check_register("write", offset, width)
@@ -168,10 +169,10 @@ class Region(RegionAccess):
     ) -> None:
         """As :meth:`_read_recover`, or unless C could not take the value."""
         self._abandon(used, offset, width, value)
-        fits = _is_u64(offset) and 0 <= value <= mmio.ALL_ONES[width]
-        if not isinstance(error, OverflowError) or fits:
-            raise error
-        self._write_otherwise(offset, width, value, window.MISSED)
+        refused = isinstance(error, OverflowError)
+        if refused and not (_is_u64(offset) and 0 <= value <= mmio.ALL_ONES[width]):
+            return self._write_otherwise(offset, width, value, window.MISSED)
+        raise error
 
     def write_many(self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int = 4) -> None:
         """Write many registers in order, each in one access of ``width`` bytes.
@@ -221,6 +222,7 @@ class Region(RegionAccess):
         self._write_halves(offset, value, high_first=True)
 
     def _read_halves(self, offset: int, high_first: bool) -> int:
+        offset = operator.index(offset)
         self.check_register("read", offset, 8, halves=True)
         loaded = window.load64_halves(self._window, offset, high_first)
         if not loaded.failure:
@@ -231,6 +233,7 @@ class Region(RegionAccess):
         return halves[4] << 32 | halves[0]
 
     def _write_halves(self, offset: int, value: int, high_first: bool) -> None:
+        offset = operator.index(offset)
         self.check_register("write", offset, 8, halves=True)
         value = _fitting(value, 8)
         failure = window.store64_halves(self._window, offset, value, high_first)
@@ -311,6 +314,7 @@ class Region(RegionAccess):
             multiples; they are made one by one, in ascending order.  By default the transport
             chooses: one transfer, or 64 bits at a time where it is mapped.
         """
+        offset, size = operator.index(offset), operator.index(size)
         self._check_block("read", offset, size, width)
         if not size:
             return b""
@@ -335,6 +339,7 @@ class Region(RegionAccess):
         target = memoryview(cast(Buffer, buffer)).cast("B")
         if target.readonly:
             raise ValueError("the buffer cannot be written")
+        offset = operator.index(offset)
         self._check_block("read", offset, len(target), width)
         self._read_block(offset, target, width)
 
@@ -344,6 +349,7 @@ class Region(RegionAccess):
         :param width: as of :meth:`read_bytes`.
         """
         source = memoryview(data).cast("B")
+        offset = operator.index(offset)
         self._check_block("write", offset, len(source), width)
         if not self._moves_mapped("write", offset, source, width):
             for at, part in _parts(source, width):

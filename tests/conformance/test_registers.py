@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -119,6 +120,40 @@ def test_a_write_behind_the_end_is_refused(testdev: PCIDevice, number: int) -> N
 def test_an_offset_that_no_bar_has_is_refused(testdev: PCIDevice, number: int, offset: int) -> None:
     with pytest.raises(RegionError, match="outside"):
         testdev.bars[number].read8(offset)
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("offset", [np.uint64(0xFFFF_FFFF_FFFF_FFFC), np.int8(-4)])
+def test_a_numpy_integer_is_no_other_offset_than_its_value(
+    testdev: PCIDevice, number: int, offset: int
+) -> None:
+    """Its sums would wrap around."""
+    bar, memory, small = testdev.bars[number], bytearray(4), cast(int, np.uint8(0))
+    for use in (
+        lambda: bar.read32(offset),
+        lambda: bar.write32(offset, 0),
+        lambda: bar.read64_lo_hi(offset),
+        lambda: bar.read_bytes(offset, 4),
+        lambda: bar.read_into(offset, memory),
+        lambda: bar.write_bytes(offset, memory),
+    ):
+        with pytest.raises(RegionError, match="outside"):
+            use()
+    assert len(bar.read_bytes(small, 1024)) == 1024
+
+
+@pytest.mark.parametrize("number", [REGISTERS, MEMORY])
+@pytest.mark.parametrize("other", [None, "1", 1.0, [1], np.array([1, 2])], ids=repr)
+def test_what_is_no_integer_is_refused(testdev: PCIDevice, number: int, other: Any) -> None:
+    bar = testdev.bars[number]
+    for use in (
+        lambda: bar.read32(other),
+        lambda: bar.write32(other, 0),
+        lambda: bar.write32(Dev.SCRATCH, other),
+        lambda: bar.read_bytes(other, 4),
+    ):
+        with pytest.raises(TypeError, match=r"integer|0-dimensional"):
+            use()
 
 
 @pytest.mark.parametrize("number", [REGISTERS, MEMORY])

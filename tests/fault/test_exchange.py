@@ -201,6 +201,20 @@ def test_a_reply_may_take_longer_than_c_waits(server: RawServer, bar: BAR, use: 
     assert in_step(server, bar)
 
 
+@pytest.mark.parametrize("number", [np.uint32, np.int64])
+def test_a_number_that_c_has_taken_is_that_one_to_the_end(
+    server: RawServer, bar: BAR, number: Callable[[int], int]
+) -> None:
+    def send(message: Message) -> None:
+        time.sleep(SLOW)
+        server.serve(message)
+
+    handle(server, send)
+    bar.write32(number(0x10), number(7))
+    assert bar.read32(number(0x10)) == 7
+    assert in_step(server, bar)
+
+
 @every_use
 def test_a_reply_may_stop_half_way_for_longer_than_c_waits(
     server: RawServer, bar: BAR, use: Use

@@ -61,9 +61,10 @@ class SocketRegisters:
         self._exchange.abandon_post()
         if not self._exchange.stream.left_by_me:
             return
+        place = int(offset)  # as C has taken it, and the value
         if value is None:
-            read = RegionRead(offset, self._region, width)
+            read = RegionRead(place, self._region, width)
             self._exchange.abandon([(Command.REGION_READ, read)])
         else:
-            write = register_write(self._region, offset, width, value)
+            write = register_write(self._region, place, width, int(value))
             self._exchange.abandon([(Command.REGION_WRITE, write)])
