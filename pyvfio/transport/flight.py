@@ -91,7 +91,6 @@ class Flight:
         for position in range(self._known, len(self._load)):
             command, _ = self._load[position]
             self._fail(position, VFIOTimeout(reason, op=command.name))
-            self.stalled = True
 
     def _send(self, first: int) -> int:
         frames, items = self._load.frames(first)
@@ -108,7 +107,11 @@ class Flight:
         fd = self._load.fd(at)
         try:
             return self._channel.submit(command, request, [fd] if fd >= 0 else [])
-        except (OSError, VFIOError) as error:
+        except VFIOError as error:
+            return error
+        except OSError as error:
+            if error.errno is None:  # a signal handler's, such as a TimeoutError
+                raise
             return error
 
     def _take(self, waiting: list[tuple[int, Call | Exception]], end: int) -> None:
@@ -116,19 +119,28 @@ class Flight:
         while waiting:
             self._known, call = waiting.pop(0)
             try:
-                if isinstance(call, Exception):
-                    raise call
-                reply = call.result(0.0 if self.stalled else None)
-                self._load.check(self._known, reply.message)
-            except (OSError, VFIOError) as error:
-                self.stalled = self.stalled or isinstance(error, VFIOTimeout)
-                self._fail(self._known, error)
-            except BaseException:
+                self._take_one(call)
+            except BaseException:  # a signal handler's, of whatever kind
                 for _, call in waiting:
                     if isinstance(call, Call):
                         self._channel.forget(call)
                 raise
         self._known = end
 
+    def _take_one(self, call: Call | Exception) -> None:
+        if isinstance(call, Exception):
+            self._fail(self._known, call)
+            return
+        try:
+            reply = call.result(0.0 if self.stalled else None)
+        except VFIOError as error:
+            self._fail(self._known, error)
+            return
+        try:
+            self._load.check(self._known, reply.message)
+        except OSError as error:
+            self._fail(self._known, error)
+
     def _fail(self, position: int, error: Exception) -> None:
+        self.stalled = self.stalled or isinstance(error, VFIOTimeout)
         self.failures.append(Failure(position, error))

@@ -231,3 +231,42 @@ print(count)
 @pytest.mark.parametrize("use", ["read", "write_many", "post"])
 def test_a_handler_that_raises_anywhere_hangs_nobody(socket_folder: Path, use: str) -> None:
     assert int(run_program(RAISED, str(socket_folder / "raised.sock"), use)) > 10
+
+
+OWN_TIME_OUT = """
+import signal, sys
+import pyvfio
+
+def handle(*_):
+    raise TimeoutError
+
+def map_some():
+    with device.dma.batch():
+        for _ in range(3):
+            device.dma.map(memory)
+
+signal.signal(signal.SIGALRM, handle)
+with pyvfio.open(sys.argv[1], posted_writes=False, timeout=600) as device:
+    memory = pyvfio.SharedMemory(4096)
+    many = {"writes": lambda: device.bars[0].write_many([8] * 100, 7), "maps": map_some}
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        many[sys.argv[2]]()
+    except TimeoutError as error:
+        print(type(error).__name__)
+memory.close()
+"""
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("many", ["writes", "maps"])
+def test_a_time_out_of_the_programs_own_ends_the_wait_for_all_of_many(
+    server: RawServer, many: str
+) -> None:
+    def swallow(message: Message) -> None:
+        if message.command == raw.DMA_MAP or message.words("QI") == (8, 0):
+            return
+        server.serve(message)
+
+    server.handlers[raw.REGION_WRITE] = server.handlers[raw.DMA_MAP] = swallow
+    assert run_program(OWN_TIME_OUT, server.uri, many) == "TimeoutError\n"
