@@ -486,10 +486,8 @@ static int pyvfio_post_register(struct pyvfio_stream *stream, uint32_t region, u
     access = pyvfio_access(stream, PYVFIO_REGION_WRITE, PYVFIO_NO_REPLY, region, offset, width);
     /* Before the look: who ends posting looks at this next, and waits for what is under way. */
     pyvfio_count_post(stream->claims);
-    if (__atomic_load_n(over, __ATOMIC_SEQ_CST)) {
-        pyvfio_end_post(stream, PYVFIO_DONE);
-        return PYVFIO_BUSY;
-    }
+    if (__atomic_load_n(over, __ATOMIC_SEQ_CST))
+        return pyvfio_end_post(stream, PYVFIO_UNSENT);
     access.value = htole64(value);
     return pyvfio_send_patiently(stream, (const uint8_t *)&access, access.header.size);
 }
