@@ -69,6 +69,9 @@ block both ends of a socket."""
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""
 
+MOST_INTERRUPTS = 8
+"""How often a step of close() is begun again where a signal handler has raised in it."""
+
 PeerRequest: TypeAlias = RequestReceived | RequestInvalid
 
 LEFT_TO_PARENT = "the connection is that of the process which forked; open one after the fork"
@@ -330,14 +333,40 @@ class Channel:
         self.lose(ConnectionLost, reason)
 
     def close(self) -> None:
-        """Send what is queued, for a second at most, and let go of the socket.  May be repeated."""
-        try:
-            with self._lock:
-                self._room.wait_for(lambda: not self._queue or self.over(), LINGER)
-        finally:  # a signal handler that raises cuts the wait short, not what follows
-            self._end()
+        """Send what is queued, for a second at most, and let go of the socket.  May be repeated.
 
-    def _end(self) -> None:
+        What a signal handler raises meanwhile cuts the first short, not the second; it is raised
+        at the end.
+        """
+        steps: tuple[Callable[[], object], ...] = (
+            self._linger,
+            self._say_that_it_is_over,
+            self._turn.step_back,
+            self._turn.join,
+            self._wait_for_users,
+            self._finish_all,
+            self._wake_waiters,
+            self._drop_descriptors,
+        )
+        at = 0
+        interrupts: list[BaseException] = []
+        while at < len(steps):
+            try:
+                while at < len(steps):
+                    steps[at]()  # any but the first may be done again
+                    at += 1
+            except BaseException as error:
+                interrupts.append(error)
+                if at == 0 or len(interrupts) > MOST_INTERRUPTS:
+                    at += 1
+        if interrupts:
+            raise interrupts[0]
+
+    def _linger(self) -> None:
+        with self._lock:
+            self._room.wait_for(lambda: not self._queue or self.over(), LINGER)
+
+    def _say_that_it_is_over(self) -> None:
         with self._lock:
             if not self._closing:
                 self._note("closed")
@@ -345,16 +374,16 @@ class Channel:
             self.exchange.close()
             self._room.notify_all()
             self.wake()
-        self._turn.step_back()
-        interrupt = self._turn.join()
-        with self._lock:
-            self._room.wait_for(
-                lambda: self._turn.holder is None and not self._claims.of_c
-            )  # who reads has seen that it is over
-        self._finish_all()
-        self._drop_descriptors()
-        if interrupt is not None:
-            raise interrupt
+
+    def _wait_for_users(self) -> None:
+        """Wait for who reads, and for C, who see soon that it is over."""
+        # Not a wait of the condition: a signal handler that raises can leave it without the lock.
+        while self._turn.holder is not None or self._claims.of_c:
+            time.sleep(SENDING)
+
+    def _wake_waiters(self) -> None:
+        for waiter in list(self._turn.waiters):
+            waiter.wake()
 
     def after_fork(self) -> None:
         """In the child of a fork: leave the connection to the parent.
@@ -378,9 +407,13 @@ class Channel:
         self.unread.drop()
         self._drop_service()
         self._sock.close()
-        fds = [fd for fd in (self._wake_fd, self._idle_fd) if fd >= 0]
-        self._wake_fd = self._idle_fd = -1
-        close_fds(fds)
+        # One by one: no signal handler runs between the two lines of each.
+        fd, self._wake_fd = self._wake_fd, -1
+        if fd >= 0:
+            os.close(fd)
+        fd, self._idle_fd = self._idle_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _drop_service(self) -> None:
         """Let go of its buffers, which are large for something to wait for a collection."""

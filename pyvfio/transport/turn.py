@@ -88,15 +88,9 @@ class Turn:
         """Start the thread; raises RuntimeError where there can be no more."""
         self._thread.start()
 
-    def join(self) -> BaseException | None:
-        """Wait for the thread, which ends soon; returns what came in between."""
-        interrupt: BaseException | None = None
-        while self._thread.is_alive():
-            try:
-                self._thread.join()
-            except BaseException as error:
-                interrupt = error
-        return interrupt
+    def join(self) -> None:
+        """Wait for the thread, which ends soon."""
+        self._thread.join()
 
     def wait_for(self, waiter: Waiter, seconds: float | None) -> bool:
         """Wait until ``waiter`` is ready, reading the socket if nobody else does.
