@@ -343,6 +343,7 @@ class Channel:
             self._say_that_it_is_over,
             self._turn.step_back,
             self._turn.join,
+            self.exchange.break_off_own,
             self._wait_for_users,
             self._finish_all,
             self._wake_waiters,
@@ -442,6 +443,7 @@ class Channel:
         :raises ConnectionLost: the peer is gone.
         :raises OSError: nothing was sent for another reason, such as a closed descriptor.
         """
+        self.exchange.break_off_own()
         while True:
             with self._lock:
                 self._check_usable(command)
@@ -744,10 +746,16 @@ class Channel:
             waiting = list(self._turn.waiters)
             with contextlib.suppress(OSError):  # so that the peer knows, though we noticed
                 self._sock.shutdown(socket.SHUT_RDWR)
-        self._finish_all()
-        for waiter in waiting:  # also those whose replies are lost with whoever had them in hand
-            waiter.wake()
-        self._on_lost(self._lost)
+        try:
+            self._finish_all()
+        finally:  # a signal handler may raise in between
+            try:
+                for (
+                    waiter
+                ) in waiting:  # also those whose replies are lost with who had them in hand
+                    waiter.wake()
+            finally:
+                self._on_lost(self._lost)
 
     def _finish_all(self) -> None:
         with self._lock:

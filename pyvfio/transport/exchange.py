@@ -269,14 +269,26 @@ class Exchange:
             self._break_off(self.posts)
         self.tell_others()
 
+    def break_off_own(self) -> None:
+        """Give up what this thread has never gone on with: handlers raised one after the other."""
+        for stream in (self.stream, self.posts):
+            if stream.left_by_me:
+                self._break_off(stream)
+
     def _break_off(self, stream: Stream) -> None:
         """How far a call has come is not known any more: if it has sent, nobody goes on with it."""
-        try:
-            if stream.state.sent:
-                self._owner.interrupted()
-        finally:  # not before: whoever sends next would go on in the middle of a message
-            close_fds(stream.take_unread(_NOTHING)[1])
-            stream.leave()
+        interrupt: BaseException | None = None
+        while stream.left_by_me:
+            try:
+                if stream.state.sent:
+                    self._owner.interrupted()
+                close_fds(stream.take_unread(_NOTHING)[1])
+                # Not before: whoever sends next would go on in the middle of a message.
+                stream.leave()
+            except BaseException as error:  # a further handler's
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def _settle(
         self,
