@@ -270,3 +270,43 @@ def test_a_time_out_of_the_programs_own_ends_the_wait_for_all_of_many(
 
     server.handlers[raw.REGION_WRITE] = server.handlers[raw.DMA_MAP] = swallow
     assert run_program(OWN_TIME_OUT, server.uri, many) == "TimeoutError\n"
+
+
+CLOSED = """
+import os, sys, threading
+from contextlib import suppress
+from pathlib import Path
+import pyvfio
+from tests.fault import raw
+from tests.fault.raising import Places
+from tests.fault.raw import RawServer
+from tests.support import in_threads
+
+def read():
+    with suppress(pyvfio.DeviceClosed):
+        device.bars[0].read32(0)
+
+places = Places("turn.py", "exchange.py", "claims.py")
+before = len(os.listdir("/proc/self/fd"))
+count = 0
+while places.raised or not count:
+    with RawServer(Path(sys.argv[1])) as server:
+        asked = threading.Event()
+        device = pyvfio.open(server.uri, posted_writes=False, timeout=50)
+        device.bars[0].read32(0)
+        server.handlers[raw.REGION_READ] = lambda _: asked.set()
+        (reader,) = in_threads([read])
+        assert asked.wait(5)
+        places.interrupt(device.close)
+        reader.join(5)
+        assert not reader.is_alive(), places.raised
+    assert len(os.listdir("/proc/self/fd")) == before, places.raised
+    assert threading.active_count() == 1, places.raised
+    count += 1
+print(count)
+"""
+
+
+@pytest.mark.usefixtures("way")
+def test_a_handler_that_raises_in_close_leaves_nothing_behind(socket_folder: Path) -> None:
+    assert int(run_program(CLOSED, str(socket_folder / "raised.sock"))) > 10
