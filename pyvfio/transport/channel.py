@@ -750,9 +750,8 @@ class Channel:
             self._finish_all()
         finally:  # a signal handler may raise in between
             try:
-                for (
-                    waiter
-                ) in waiting:  # also those whose replies are lost with who had them in hand
+                # Also those whose replies are lost with who had them in hand.
+                for waiter in waiting:
                     waiter.wake()
             finally:
                 self._on_lost(self._lost)
