@@ -363,8 +363,9 @@ static struct pyvfio_access pyvfio_access(struct pyvfio_stream *stream, uint16_t
                                           uint32_t count)
 {
     size_t size = offsetof(struct pyvfio_access, value);
+    int posts = flags & PYVFIO_NO_REPLY;
 
-    pyvfio_begin(stream, flags & PYVFIO_NO_REPLY ? PYVFIO_C_SENDS : PYVFIO_C_SENDS | PYVFIO_C_READS);
+    pyvfio_begin(stream, posts ? PYVFIO_C_SENDS : PYVFIO_C_SENDS | PYVFIO_C_READS);
     return (struct pyvfio_access){
         .header = {
             .id = pyvfio_take_id(stream),
