@@ -37,7 +37,9 @@ def _reading(width: int) -> Callable[[Region, int], int]:
             value = get(used, offset)
             return value if value <= largest else self._read_on(used, offset, width, value)
         except BaseException as error:
-            return self._read_recover(error, used, offset, width)
+            if not self._leave(error, used, offset, width):
+                raise
+        return self._read_otherwise(offset, width, window.MISSED)
 
     read.__doc__ = f"One {8 * width}-bit read, little-endian; raises as :meth:`read`."
     return read
@@ -52,8 +54,11 @@ def _writing(width: int) -> Callable[[Region, int, int], None]:
         try:
             if failure := put(used, offset, value):
                 self._write_on(used, offset, width, value, failure)
+            return
         except BaseException as error:
-            self._write_recover(error, used, offset, width, value)
+            if not self._leave(error, used, offset, width, value):
+                raise
+        self._write_otherwise(offset, width, value, window.MISSED)
 
     write.__doc__ = f"One {8 * width}-bit write, little-endian; raises as :meth:`write`."
     return write
@@ -82,7 +87,9 @@ class Region(RegionAccess):
             value: int = found.value
             return self._read_on(used, offset, 8, found.failure, value) if found.failure else value
         except BaseException as error:
-            return self._read_recover(error, used, offset, 8)
+            if not self._leave(error, used, offset, 8):
+                raise
+        return self._read_otherwise(offset, 8, window.MISSED)
 
     def read(self, offset: int, width: int) -> int:
         """One read of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
@@ -118,19 +125,27 @@ class Region(RegionAccess):
         read = self._device_io.register_read
         return self._asked("read", offset, width, read, self.info.index, offset, width)
 
-    def _read_recover(
-        self, error: BaseException, used: window.Window, offset: int, width: int
-    ) -> int:
-        """Leave in good order after an error, and raise it, unless C could not take the offset."""
-        self._abandon(used, offset, width, None)
-        if isinstance(error, OverflowError) and not _is_u64(offset):
-            return self._read_otherwise(offset, width, window.MISSED)
-        raise error
+    def _leave(
+        self,
+        error: BaseException,
+        used: window.Window,
+        offset: int,
+        width: int,
+        value: int | None = None,
+    ) -> bool:
+        """Leave in good order after an error.
 
-    def _abandon(self, used: window.Window, offset: int, width: int, value: int | None) -> None:
+        Who calls raises it: a frame that has it in a variable and raises it lives, with all that it
+        refers to, until the collector finds both.
+
+        :returns: whether it says that C could not take the offset or the value.
+        """
         registers: RegisterMessages | None = window.behind(used)
         if registers is not None:
             registers.abandon(offset, width, value)
+        if not isinstance(error, OverflowError):
+            return False
+        return not _is_u64(offset) or not (value is None or 0 <= value <= mmio.ALL_ONES[width])
 
     def write(self, offset: int, width: int, value: int) -> None:
         """One write of ``width`` bytes (1, 2, 4, 8) at a multiple of ``width``.
@@ -163,16 +178,6 @@ class Region(RegionAccess):
             self.write(offset, width, value)
         else:
             self._write_register(offset, width, value)
-
-    def _write_recover(
-        self, error: BaseException, used: window.Window, offset: int, width: int, value: int
-    ) -> None:
-        """As :meth:`_read_recover`, or unless C could not take the value."""
-        self._abandon(used, offset, width, value)
-        refused = isinstance(error, OverflowError)
-        if refused and not (_is_u64(offset) and 0 <= value <= mmio.ALL_ONES[width]):
-            return self._write_otherwise(offset, width, value, window.MISSED)
-        raise error
 
     def write_many(self, offsets: npt.ArrayLike, values: npt.ArrayLike, width: int = 4) -> None:
         """Write many registers in order, each in one access of ``width`` bytes.

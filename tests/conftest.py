@@ -61,9 +61,11 @@ def _takes_what_is_given(item: pytest.Item) -> bool:
 
 
 def pytest_configure() -> None:
-    """A run in the background may be begun with SIGINT ignored, which tests send."""
+    """A run in the background may be begun with signals ignored that tests send."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

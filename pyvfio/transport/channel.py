@@ -589,22 +589,27 @@ class Channel:
         except RemoteProtocolError as error:
             self.lose(RemoteProtocolError, error.reason, error.hint)
         except BaseException as error:
-            self._fail(error)
+            if self._fail(error):
+                raise
         finally:
             self._reader = None
         return ahead or bool(ready)
 
-    def _fail(self, error: BaseException) -> None:
-        """Lose the connection; called where ``error`` is handled, which goes on if it must."""
+    def _fail(self, error: BaseException) -> bool:
+        """Lose the connection; called where ``error`` is handled.
+
+        :returns: whether it is a signal handler's, and goes on.
+        """
         if isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno):
             self.lose(ConnectionLost, str(error))
         elif threading.current_thread() is threading.main_thread():
             # A signal handler's: part of a message may be lost, and the step with it.
             self.lose(ConnectionLost, str(error) or "interrupted while reading")
-            raise error
+            return True
         else:
             log.exception("%s: cannot go on", self.name)
             self.lose(ConnectionLost, "an internal error, see the log")
+        return False
 
     def await_event(self, seconds: float | None) -> list[tuple[int, int]]:
         """Wait for the socket, or to be woken; (descriptor, events) of what is to be attended to.

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -654,3 +656,29 @@ def test_a_region_is_closed_while_others_use_it(device: FakeIO, fd: int) -> None
             bar.close()
             assert [user.result(SOON) for user in users] == [None] * 4
     assert device.calls == []
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        lambda region: region.read32(SIZE),
+        lambda region: region.read32(-4),
+        lambda region: region.read64(SIZE),
+        lambda region: region.write32(2, 0),
+        lambda region: region.write32(0, 1 << 32),
+    ],
+    ids=["read", "below 0", "wide read", "write", "value"],
+)
+def test_an_error_keeps_nothing_of_a_region_alive(
+    device: FakeIO, access: Callable[[Region], object]
+) -> None:
+    region = Region(device, RegionInfo(PCIRegion.BAR0, READ_WRITE, SIZE), "fake:")
+    alive = weakref.ref(region)
+    gc.disable()
+    try:
+        with suppress(RegionError, ValueError):
+            access(region)
+        del region
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -82,8 +82,8 @@ class _Load:
 
     def __init__(self) -> None:
         self._memories: dict[int, tuple[DMASource | None, int, bytes]] = {}
-        self._frames: list[Buffer] = []
-        self._items: list[bytes] = []
+        # Requests and their items; one list, since a signal handler may raise between two.
+        self._parts: list[tuple[Buffer, bytes]] = []
         self._count = 0
         self._joined: tuple[bytes, npt.NDArray[Any], npt.NDArray[np.uint64]] | None = None
 
@@ -99,20 +99,17 @@ class _Load:
     ) -> None:
         """Take a map; its memory's descriptor may be closed from here on."""
         found = self._memories.get(id(memory)) or self._note(memory)
-        self._frames.append(_MAP.one(flags, offset, iova, size))
-        self._items.append(found[2])
+        self._parts.append((_MAP.one(flags, offset, iova, size), found[2]))
         self._count += 1
 
     def add_unmap(self, iova: int, size: int) -> None:
         """Take an unmap."""
-        self._frames.append(_UNMAP.one(0, iova, size))
-        self._items.append(_UNMAP_ITEM)
+        self._parts.append((_UNMAP.one(0, iova, size), _UNMAP_ITEM))
         self._count += 1
 
     def add_many(self, frames: Buffer, item: bytes, count: int) -> None:
         """Take requests of one kind."""
-        self._frames.append(frames)
-        self._items.append(item * count)
+        self._parts.append((frames, item * count))
         self._count += count
 
     def item(self, memory: DMASource | None) -> bytes:
@@ -128,7 +125,7 @@ class _Load:
     # As a load of a flight
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._all()[1])
 
     def __getitem__(self, at: int, /) -> tuple[Command, DMAMap | DMAUnmap]:
         frames, items, starts = self._all()
@@ -142,17 +139,17 @@ class _Load:
 
     def frames(self, first: int) -> tuple[bytearray, npt.NDArray[Any]]:
         frames, items, starts = self._all()
-        end = min(first + TOGETHER, self._count)
+        end = min(first + TOGETHER, len(items))
         wanted = memoryview(frames)[int(starts[first]) : int(starts[end])]
         return bytearray(wanted), items[first:end]
 
     def _all(self) -> tuple[bytes, npt.NDArray[Any], npt.NDArray[np.uint64]]:
         """All requests, what C has to know of each, and where each begins, and the last ends."""
         if self._joined is None:
-            items = np.frombuffer(b"".join(self._items), ITEM)
+            items = np.frombuffer(b"".join(items for _, items in self._parts), ITEM)
             starts = np.zeros(len(items) + 1, np.uint64)
             np.cumsum(items["size"], out=starts[1:])
-            self._joined = b"".join(self._frames), items, starts
+            self._joined = b"".join(frames for frames, _ in self._parts), items, starts
         return self._joined
 
     def check(self, at: int, reply: Any) -> None:
