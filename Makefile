@@ -3,7 +3,7 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 SECONDS ?= 60
 # Tests at one time, which mostly wait; a file's stay together, in their order.
-JOBS   ?= 3
+JOBS   ?= 2
 # Not test_touches.py: it counts the accesses of the very instructions.
 SANITIZED := tests/unit/test_mmio.py tests/unit/test_native_messages.py \
 	tests/unit/test_register_program.py tests/unit/test_eventfd.py \

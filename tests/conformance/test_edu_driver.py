@@ -17,8 +17,8 @@ NUMBERS = pytest.mark.parametrize("number", [*range(13), 13, 20, 33, 34, 35, 100
 
 @pytest.fixture
 def driver(edu: PCIDevice) -> EduDriver:
-    """The driver on a device that was reset."""
-    return EduDriver(edu)
+    """The driver on a device that was reset; QEMU's multiplies 2^32 times for a factorial."""
+    return EduDriver(edu, timeout=60)
 
 
 def low_word_of_factorial(number: int) -> int:
