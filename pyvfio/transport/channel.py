@@ -62,9 +62,9 @@ from pyvfio.wire.messages import Message, RegionWrite, RegionWriteMulti, Request
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 2 * WINDOW
-"""Requests that may be unanswered at one time, also those that nobody waits for any more; more can
-block both ends of a socket."""
+MAX_IN_FLIGHT = WINDOW + 32
+"""Requests that may be unanswered at one time, also those that nobody waits for any more, so that
+others have room beside a pipeline; more can block both ends of a socket."""
 
 LINGER = 1.0
 """Seconds that close() gives the peer to take what is queued."""

@@ -48,9 +48,8 @@ nor who has queued something."""
 SENDING = 0.0002
 """Seconds after which somebody who wants to send looks again whether C still does."""
 
-WINDOW = 32
-"""Requests of a pipeline that may be unanswered at one time; half of what may be at all, since
-others need room as well."""
+WINDOW = 64
+"""Requests of a pipeline that may be unanswered at one time."""
 
 FIRST_ID, FIRST_POSTED_ID, IDS = 0x8000, 0xC000, 0x4000
 """Of the ids in C; those of the codec are below."""

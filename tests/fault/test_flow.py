@@ -208,7 +208,7 @@ def test_requests_that_timed_out_count_until_their_answers_have_come() -> None:
     for _ in range(MAX_IN_FLIGHT):
         with pytest.raises(VFIOTimeout, match="no reply"):
             client.call(Command.REGION_READ, request)
-    with pytest.raises(VFIOTimeout, match="64 requests are unanswered"):
+    with pytest.raises(VFIOTimeout, match=f"{MAX_IN_FLIGHT} requests are unanswered"):
         client.call(Command.REGION_READ, request)
     server = threading.Thread(target=_serve_one_by_one, args=(theirs,))
     server.start()
