@@ -35,7 +35,6 @@ ffibuilder.cdef(
     int pyvfio_write32(uintptr_t address, uint32_t value);
     int pyvfio_write64(uintptr_t address, uint64_t value);
     int pyvfio_faulted(void);
-    int pyvfio_copy(uintptr_t to, uintptr_t from, size_t size);
     int pyvfio_copy_out(void *to, uintptr_t from, size_t size);
     int pyvfio_copy_in(uintptr_t to, const void *from, size_t size);
     int pyvfio_guard(void);
@@ -177,6 +176,7 @@ ffibuilder.cdef(
     };
     static const int PYVFIO_REGION_READ, PYVFIO_REGION_WRITE, PYVFIO_REGION_WRITE_MULTI;
     static const int PYVFIO_COMMAND, PYVFIO_REPLY, PYVFIO_NO_REPLY, PYVFIO_ERROR;
+    static const int PYVFIO_DMA_MASTER, PYVFIO_DMA_READ, PYVFIO_DMA_WRITE;
     static const int PYVFIO_REQUEST_SIZE, PYVFIO_AT_LEAST, PYVFIO_MAX_FDS;
     enum pyvfio_status {
         PYVFIO_DONE, PYVFIO_UNSENT, PYVFIO_LATE, PYVFIO_OTHER, PYVFIO_ENDED, PYVFIO_FAILED,

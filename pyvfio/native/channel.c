@@ -354,9 +354,6 @@ struct pyvfio_access {
     uint64_t value;
 };
 
-#define PYVFIO_REGION_READ 9
-#define PYVFIO_REGION_WRITE 10
-
 /* Begin a call of one access, with what it has claimed. */
 static struct pyvfio_access pyvfio_access(struct pyvfio_stream *stream, uint16_t command,
                                           uint32_t flags, uint32_t region, uint64_t offset,

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What C knows of messages is what the codec knows."""
+"""What C knows of messages and of DMA is what the codec and the tables of numbers know."""
 
 from __future__ import annotations
 
 import pytest
 
 from pyvfio.native._native import ffi, lib
+from pyvfio.uapi import pci
+from pyvfio.uapi.vfio import DMAMapFlags
 from pyvfio.wire import messages as m
 from pyvfio.wire.header import HEADER, Command, HeaderFlags
 from pyvfio.wire.messages.region import REGION_RANGE, WRITE_ENTRY
@@ -20,6 +22,11 @@ def test_commands_have_the_same_numbers(name: str) -> None:
 @pytest.mark.parametrize("name", ["COMMAND", "REPLY", "NO_REPLY", "ERROR"])
 def test_flags_are_the_same(name: str) -> None:
     assert getattr(lib, f"PYVFIO_{name}") == HeaderFlags[name]
+
+
+def test_what_dma_needs_has_the_same_numbers() -> None:
+    assert lib.PYVFIO_DMA_MASTER == pci.Command.MASTER
+    assert (lib.PYVFIO_DMA_READ, lib.PYVFIO_DMA_WRITE) == (DMAMapFlags.READ, DMAMapFlags.WRITE)
 
 
 def test_structures_have_the_same_size() -> None:
